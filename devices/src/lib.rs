@@ -1,0 +1,10 @@
+//! Device models and the virtio-mmio transport.
+//!
+//! A device is a synchronous state machine over queues and guest RAM. Nothing
+//! here knows of KVM, sockets, threads or clocks, so the simulator, the fuzz
+//! targets and the VMM drive identical code.
+#![deny(clippy::indexing_slicing)]
+
+pub mod interrupt;
+pub mod ram;
+pub mod virtio;

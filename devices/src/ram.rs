@@ -1,0 +1,48 @@
+//! Guest RAM as devices see it: reads and writes, and giving memory back.
+
+use abi::{PageCount, PfnRange};
+use vm_memory::GuestMemoryMmap;
+
+/// Guest RAM that a device may access and release.
+///
+/// `guest-ram` implements it over real backings; tests fake it.
+pub trait GuestRam: Send + Sync {
+    /// The memory, for queue and buffer access.
+    fn memory(&self) -> &GuestMemoryMmap;
+
+    /// The RAM ranges that a balloon may claim: sorted, disjoint, not empty.
+    fn ram_ranges(&self) -> &[PfnRange];
+
+    /// Gives the host memory behind `ranges` back; the guest reads zeros there afterwards.
+    ///
+    /// `ranges`: sorted, disjoint, each inside one of [`Self::ram_ranges`].
+    /// On return with `Ok`, every range has been released: no later access by
+    /// the guest can see the old contents.
+    ///
+    /// # Errors
+    /// [`DiscardError`] with what was released before the host refused; ranges
+    /// after the refused one are still tried.
+    fn discard(&self, ranges: &[PfnRange]) -> Result<Discarded, DiscardError>;
+}
+
+/// What one [`GuestRam::discard`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Discarded {
+    /// Pages whose release the host accepted.
+    pub pages: PageCount,
+    /// System calls it took.
+    pub calls: u64,
+}
+
+/// The host refused to release memory.
+#[derive(Debug, thiserror::Error)]
+#[error("Releasing {range:?} failed after {} pages", .done.pages.get())]
+pub struct DiscardError {
+    /// The first range that was refused.
+    pub range: PfnRange,
+    /// What was released all the same.
+    pub done: Discarded,
+    /// The host's reason.
+    #[source]
+    pub source: std::io::Error,
+}

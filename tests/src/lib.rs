@@ -1,0 +1,1 @@
+//! Test support shared by the system tests: the simulated machine and the VM harness.

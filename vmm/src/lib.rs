@@ -1,0 +1,1 @@
+//! The aerostat VMM: KVM, boot, memory slots, vCPUs, event loop, control server and CLI.
