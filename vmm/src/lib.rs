@@ -1,1 +1,3 @@
 //! The aerostat VMM: KVM, boot, memory slots, vCPUs, event loop, control server and CLI.
+
+pub mod vm;

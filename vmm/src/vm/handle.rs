@@ -1,0 +1,255 @@
+//! The only way into a running VM: typed requests posted to its event loop.
+//!
+//! The control thread never touches a device: it posts a [`VmRequest`] and
+//! awaits the reply. The event loop answers at once with what it knows; an
+//! answer that needs the guest (an operation, a scenario) comes through the
+//! channel in the request when the guest has delivered it.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use abi::PageCount;
+use tokio::sync::{mpsc as stream, oneshot};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Where the event loop puts an answer. A requester that is gone is no error.
+pub type Reply<T> = oneshot::Sender<T>;
+
+/// Something a client asks of the VM.
+pub enum VmRequest {
+    /// State, sizes and the host's KVM kind.
+    Info(Reply<VmInfo>),
+    /// Stops the vCPUs; a paused VM stays paused.
+    Pause(Reply<Result<(), VmError>>),
+    /// Starts the vCPUs again; a running VM stays running.
+    Resume(Reply<Result<(), VmError>>),
+    /// Sets the balloon's absolute target and starts a resize operation that supersedes the one under way.
+    SetBalloonTarget {
+        /// Absolute size of the balloon.
+        target: PageCount,
+        /// When the operation ends as timed out; `None`: never.
+        deadline: Option<Duration>,
+        /// The operation as it began.
+        reply: Reply<Result<OperationStatus, VmError>>,
+    },
+    /// The balloon as the device and the backing see it.
+    Balloon(Reply<BalloonStatus>),
+    /// The latest resize operation, if there has been one.
+    Operation(Reply<Option<OperationStatus>>),
+    /// Runs a scenario in the guest.
+    Exec {
+        /// Its name.
+        scenario: String,
+        /// Its arguments.
+        args: Vec<String>,
+        /// Whether it began.
+        reply: Reply<Result<(), VmError>>,
+        /// Its output; bounded, and a reader that lets it fill up loses the rest (said in the end event).
+        events: stream::Sender<ExecEvent>,
+    },
+    /// The scenarios that the guest announced.
+    Scenarios(Reply<Vec<String>>),
+    /// Asks the guest to power off; after the timeout the VM is ended anyway.
+    Stop {
+        /// How long the guest may take.
+        timeout: Duration,
+        /// Sent when the VM has begun to end, `true` if the guest did it itself.
+        reply: Reply<bool>,
+    },
+    /// Every counter, as (name with labels in Prometheus form, value).
+    Metrics(Reply<Vec<Metric>>),
+}
+
+/// Posts requests to the event loop; cheap to clone.
+#[derive(Clone)]
+pub struct VmHandle {
+    requests: mpsc::Sender<VmRequest>,
+    wake: std::sync::Arc<EventFd>,
+}
+
+impl VmHandle {
+    /// A handle over the event loop's channel and the eventfd that wakes it.
+    pub fn new(requests: mpsc::Sender<VmRequest>, wake: std::sync::Arc<EventFd>) -> Self {
+        Self { requests, wake }
+    }
+
+    /// Posts `request`.
+    ///
+    /// # Errors
+    /// [`VmError::Gone`] when the VM has ended.
+    pub fn post(&self, request: VmRequest) -> Result<(), VmError> {
+        self.requests.send(request).map_err(|_| VmError::Gone)?;
+        self.wake.write(1).map_err(|_| VmError::Gone)
+    }
+}
+
+/// Whether the vCPUs run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmState {
+    /// vCPUs run, the guest has not yet said that it is ready.
+    Starting,
+    /// vCPUs run.
+    Running,
+    /// vCPUs are stopped.
+    Paused,
+}
+
+/// What `aerostat info` shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmInfo {
+    /// Instance id.
+    pub id: String,
+    /// Run state.
+    pub state: VmState,
+    /// Guest RAM.
+    pub ram: PageCount,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Name of the backing: `anon` or `memfd`.
+    pub backing: &'static str,
+    /// `software` when the host's KVM interprets ring 0, else `hardware`.
+    pub kvm: &'static str,
+    /// Microseconds from exec to the guest's first serial byte, if there has been one.
+    pub first_byte_us: Option<u64>,
+    /// Microseconds from exec to the guest's `ready`, if it came.
+    pub ready_us: Option<u64>,
+    /// Kernel path, or `embedded`.
+    pub kernel: String,
+    /// The whole guest command line.
+    pub cmdline: String,
+}
+
+/// The balloon as the device and the backing see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BalloonStatus {
+    /// Guest RAM.
+    pub ram: PageCount,
+    /// Absolute target.
+    pub target: PageCount,
+    /// What the driver says the balloon holds.
+    pub actual: PageCount,
+    /// Pages that discards claimed to have released since start.
+    pub claimed: PageCount,
+    /// Bytes of guest RAM that the backing's source of truth says the host holds now; `None`: unverified.
+    pub host_resident_bytes: Option<u64>,
+    /// Name of that source of truth.
+    pub truth: &'static str,
+    /// Feature bits offered.
+    pub offered_features: u64,
+    /// Feature bits acknowledged; `None` until the driver has negotiated.
+    pub acked_features: Option<u64>,
+    /// Whether the driver has set DRIVER_OK and the device needs no reset.
+    pub driver_ready: bool,
+    /// DEVICE_NEEDS_RESET is set.
+    pub needs_reset: bool,
+    /// Time since the driver's last kick.
+    pub last_kick: Option<Duration>,
+}
+
+/// How a resize operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperationState {
+    /// The driver is at it.
+    Running,
+    /// `actual` equals the target.
+    Reached,
+    /// No progress for the stall time; the target stays and the driver may still get there.
+    Stalled,
+    /// The deadline passed first.
+    TimedOut,
+    /// A later target took its place.
+    Superseded,
+}
+
+/// A resize operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperationStatus {
+    /// Counts from 1.
+    pub id: u64,
+    /// Where it stands.
+    pub state: OperationState,
+    /// `actual` when it began.
+    pub from: PageCount,
+    /// Absolute target.
+    pub target: PageCount,
+    /// `actual` now, or when it ended.
+    pub actual: PageCount,
+    /// Guest RAM.
+    pub ram: PageCount,
+    /// Since it began, or until it ended.
+    pub elapsed: Duration,
+    /// Since `actual` last moved towards the target, or since it began.
+    pub since_progress: Duration,
+    /// Why it stands where it stands, for a person: `driver missing`, `VM is paused`, ...
+    pub note: Option<&'static str>,
+}
+
+/// Output of a scenario.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecEvent {
+    /// A line, without its newline.
+    Line(String),
+    /// The end: its exit code, and lines lost because the reader was slow.
+    Exit {
+        /// Exit code of the scenario.
+        code: i32,
+        /// Lines not delivered.
+        lost: u64,
+    },
+}
+
+/// One counter or gauge.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Metric {
+    /// Prometheus name, without labels.
+    pub name: &'static str,
+    /// Label pairs, already escaped: `device="balloon"`, or empty.
+    pub labels: String,
+    /// What it counts, for `# HELP`.
+    pub help: &'static str,
+    /// Whether it only grows.
+    pub is_counter: bool,
+    /// The value.
+    pub value: f64,
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VmError {
+    /// The VM has ended.
+    #[error("The VM has ended")]
+    Gone,
+    /// The target is above guest RAM.
+    #[error("Balloon target {target_bytes} B is above guest RAM; allowed: 0 to {ram_bytes} B")]
+    TargetAboveRam {
+        /// What was asked.
+        target_bytes: u64,
+        /// The most there is.
+        ram_bytes: u64,
+    },
+    /// The guest has announced no agent, or its port is closed.
+    #[error(
+        "The guest has no agent on port org.aerostat.agent; scenarios need aerostat's own guest"
+    )]
+    NoAgent,
+    /// A scenario is running already.
+    #[error("Scenario {running:?} is running; one at a time")]
+    Busy {
+        /// Its name.
+        running: String,
+    },
+    /// The guest does not know this scenario.
+    #[error("The guest has no scenario {name:?}; it has: {known}")]
+    NoSuchScenario {
+        /// What was asked.
+        name: String,
+        /// What there is, comma-separated.
+        known: String,
+    },
+    /// The VM is paused.
+    #[error("The VM is paused; resume it first")]
+    Paused,
+    /// The host failed.
+    #[error("{0}")]
+    Host(String),
+}

@@ -1,0 +1,3 @@
+//! A running virtual machine and the handle that commands it.
+
+pub mod handle;
