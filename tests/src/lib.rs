@@ -1,1 +1,4 @@
 //! Test support shared by the system tests: the simulated machine and the VM harness.
+
+pub mod binary;
+pub mod lab;
