@@ -7,4 +7,5 @@
 
 pub mod interrupt;
 pub mod ram;
+pub mod ring;
 pub mod virtio;

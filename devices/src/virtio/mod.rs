@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use virtio_queue::Queue;
-
 use crate::ram::GuestRam;
+use crate::ring::{RingFault, Virtqueue};
 
 /// A device model: a synchronous state machine over queues and guest RAM.
 ///
@@ -15,7 +14,7 @@ pub trait VirtioDevice: Send {
     /// The virtio device id (virtio 1.2 §5).
     fn device_id(&self) -> u32;
 
-    /// Feature bits offered, without the transport's own (VERSION_1).
+    /// Feature bits offered, without the transport's own (VERSION_1, INDIRECT_DESC, EVENT_IDX).
     fn device_features(&self) -> u64;
 
     /// The largest size of each queue; the length is the number of queues.
@@ -38,15 +37,29 @@ pub trait VirtioDevice: Send {
 
     /// The driver has made buffers available on queue `index`.
     ///
+    /// Called once for every enabled queue at DRIVER_OK too, since a driver may
+    /// add buffers before. Handles at most about one ring's worth of chains, so
+    /// that a driver which keeps adding cannot hold the caller.
+    ///
     /// # Errors
     /// [`GuestFault`] when the ring itself is unusable: the transport sets
     /// DEVICE_NEEDS_RESET. A bad buffer is not an error here: the device counts
     /// it and returns it.
-    fn queue_notified(&mut self, index: u16) -> Result<(), GuestFault>;
+    fn queue_notified(&mut self, index: u16) -> Result<QueueProgress, GuestFault>;
 
     /// Drops the activation and returns to the cold-start state that the
     /// specification asks for (a balloon keeps its target).
     fn reset(&mut self);
+}
+
+/// How far a device came with a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a pending queue has to be served again"]
+pub enum QueueProgress {
+    /// Nothing is left that the device could do now; a kick or a host event says when there is.
+    Idle,
+    /// Chains are left and kicks are suppressed: call again without waiting for a kick.
+    Pending,
 }
 
 /// Everything that a device gets at DRIVER_OK.
@@ -54,7 +67,7 @@ pub struct Activation {
     /// Guest RAM.
     pub ram: Arc<dyn GuestRam>,
     /// The queues by index; `None` where the driver did not enable the queue.
-    pub queues: Vec<Option<Queue>>,
+    pub queues: Vec<Option<Virtqueue>>,
     /// How the device calls the driver.
     pub interrupt: Arc<dyn Interrupt>,
     /// The feature bits that the driver acknowledged, all of which were offered.
@@ -82,11 +95,13 @@ pub enum GuestFault {
         /// Bytes written.
         len: usize,
     },
-    /// The ring lies outside RAM, or its indices contradict each other.
-    #[error("Queue {queue} is unusable")]
+    /// The ring lies outside RAM, or its indices contradict each other: only a reset helps.
+    #[error("Queue {queue} is unusable: {fault}")]
     BadRing {
         /// The queue.
         queue: u16,
+        /// What is wrong with it.
+        fault: RingFault,
     },
     /// A notification for a queue that does not exist or is not enabled.
     #[error("Queue {queue} was notified but is not enabled")]
