@@ -34,8 +34,13 @@ pub enum VmRequest {
     },
     /// The balloon as the device and the backing see it.
     Balloon(Reply<BalloonStatus>),
-    /// The latest resize operation, if there has been one.
-    Operation(Reply<Option<OperationStatus>>),
+    /// A resize operation, if there has been one.
+    Operation {
+        /// Which; `None`: the latest. An event loop remembers at least the last 8.
+        id: Option<u64>,
+        /// Where it stands; `None` when it is unknown or forgotten.
+        reply: Reply<Option<OperationStatus>>,
+    },
     /// Runs a scenario in the guest.
     Exec {
         /// Its name.
@@ -49,10 +54,10 @@ pub enum VmRequest {
     },
     /// The scenarios that the guest announced.
     Scenarios(Reply<Vec<String>>),
-    /// Asks the guest to power off; after the timeout the VM is ended anyway.
+    /// Asks the guest to power off; after the timeout, if there is one, the VM is ended anyway.
     Stop {
-        /// How long the guest may take.
-        timeout: Duration,
+        /// How long the guest may take; `None`: it is only asked, and not ended.
+        timeout: Option<Duration>,
         /// Sent when the VM has begun to end, `true` if the guest did it itself.
         reply: Reply<bool>,
     },
