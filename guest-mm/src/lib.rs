@@ -6,3 +6,4 @@
 #![cfg_attr(not(any(test, loom)), no_std)]
 
 pub mod platform;
+pub mod store;
