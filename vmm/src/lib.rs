@@ -1,3 +1,5 @@
 //! The aerostat VMM: KVM, boot, memory slots, vCPUs, event loop, control server and CLI.
 
+pub mod exit_code;
+pub mod kvm;
 pub mod vm;

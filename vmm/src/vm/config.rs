@@ -1,0 +1,218 @@
+//! What a VM is made of, and the check that such a VM can exist.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use abi::platform::{MAX_RAM_BYTES, MAX_VCPUS};
+use abi::{PAGE_SIZE, PageCount};
+
+/// Smallest guest RAM: boot structures live below 1 MiB, the kernel above it.
+pub const MIN_RAM_BYTES: u64 = 2 << 20;
+
+/// A VM as its operator describes it.
+#[derive(Debug)]
+pub struct VmConfig {
+    /// Instance id, shown by `info`.
+    pub id: String,
+    /// Guest RAM: a multiple of 4 KiB from [`MIN_RAM_BYTES`] to [`MAX_RAM_BYTES`].
+    pub memory_bytes: u64,
+    /// vCPUs: 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// What boots.
+    pub kernel: Kernel,
+    /// Added to the command line before the device announcements; `None`: the kernel's default.
+    pub cmdline: Option<String>,
+    /// Populate guest RAM before the guest starts.
+    pub prefault: bool,
+    /// What a guest reset does.
+    pub on_reset: OnReset,
+    /// The balloon device; there always is one.
+    pub balloon: BalloonConfig,
+    /// Where the serial console goes.
+    pub serial: SerialPort,
+    /// When the process began: the origin of `first_byte_us` and `ready_us`.
+    pub started: Instant,
+}
+
+impl VmConfig {
+    /// 256 MiB, one vCPU, the embedded guest, serial console on stdio.
+    pub fn new(started: Instant) -> Self {
+        Self {
+            id: String::from("aerostat"),
+            memory_bytes: 256 << 20,
+            vcpus: 1,
+            kernel: Kernel::Embedded,
+            cmdline: None,
+            prefault: false,
+            on_reset: OnReset::Exit,
+            balloon: BalloonConfig::default(),
+            serial: SerialPort::Stdio,
+            started,
+        }
+    }
+
+    /// Checks every field against its range.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the first value that is out of range, and the range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
+            return Err(ConfigError::Vcpus { vcpus: self.vcpus });
+        }
+        let bytes = self.memory_bytes;
+        if !(MIN_RAM_BYTES..=MAX_RAM_BYTES).contains(&bytes) {
+            return Err(ConfigError::MemoryRange { bytes });
+        }
+        if !bytes.is_multiple_of(PAGE_SIZE) {
+            return Err(ConfigError::MemoryAlignment { bytes });
+        }
+        let target = self.balloon.target;
+        if target.get() > bytes / PAGE_SIZE {
+            return Err(ConfigError::BalloonTarget { target, ram_bytes: bytes });
+        }
+        Ok(())
+    }
+
+    /// Guest RAM in pages.
+    pub const fn ram(&self) -> PageCount {
+        PageCount::new(self.memory_bytes / PAGE_SIZE)
+    }
+}
+
+/// What boots.
+#[derive(Debug, Clone)]
+pub enum Kernel {
+    /// The guest that is part of this program.
+    Embedded,
+    /// An ELF file with a PVH note.
+    Path(PathBuf),
+    /// An ELF image in memory, for tests.
+    Image(Arc<[u8]>),
+}
+
+/// What a guest reset does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnReset {
+    /// Ends the VM, as in Firecracker.
+    #[default]
+    Exit,
+    /// Restarts the guest in place: RAM reads zero, devices are reset, the balloon target survives.
+    Reboot,
+}
+
+/// Options of the balloon device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BalloonConfig {
+    /// Absolute target that the device starts with.
+    pub target: PageCount,
+    /// A resize operation without progress for this long is stalled.
+    pub stall_after: Duration,
+}
+
+impl Default for BalloonConfig {
+    fn default() -> Self {
+        Self { target: PageCount::ZERO, stall_after: Duration::from_secs(2) }
+    }
+}
+
+/// Where the serial console goes.
+#[derive(Debug)]
+pub enum SerialPort {
+    /// Standard input and output; raw mode when both are a terminal in the foreground.
+    Stdio,
+    /// These files; no input when `input` is `None`.
+    Files {
+        /// Bytes for the guest.
+        input: Option<File>,
+        /// Bytes from the guest.
+        output: File,
+    },
+    /// Output is counted and dropped.
+    Null,
+}
+
+/// A value that no VM can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Number of vCPUs out of range.
+    #[error("{vcpus} vCPUs are not possible; allowed: 1 to {MAX_VCPUS}")]
+    Vcpus {
+        /// What was asked.
+        vcpus: u8,
+    },
+    /// Guest RAM out of range.
+    #[error(
+        "{bytes} B of memory are not possible; allowed: {MIN_RAM_BYTES} B (2 MiB) to {MAX_RAM_BYTES} B (64 GiB)"
+    )]
+    MemoryRange {
+        /// What was asked.
+        bytes: u64,
+    },
+    /// Guest RAM that is no whole number of pages.
+    #[error("{bytes} B of memory are not a multiple of the 4 KiB page")]
+    MemoryAlignment {
+        /// What was asked.
+        bytes: u64,
+    },
+    /// An initial target above RAM.
+    #[error("Balloon target of {} pages is above guest RAM; allowed: 0 to {ram_bytes} B", .target.get())]
+    BalloonTarget {
+        /// What was asked.
+        target: PageCount,
+        /// The most there is.
+        ram_bytes: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> VmConfig {
+        VmConfig::new(Instant::now())
+    }
+
+    #[test]
+    fn the_default_is_valid() {
+        assert_eq!(config().validate(), Ok(()));
+    }
+
+    #[test]
+    fn vcpus_outside_one_to_four_are_refused_with_the_range() {
+        for vcpus in [0, 5, 255] {
+            let error = VmConfig { vcpus, ..config() }.validate().expect_err("refused");
+            assert_eq!(error, ConfigError::Vcpus { vcpus });
+            assert!(error.to_string().contains("1 to 4"), "{error}");
+        }
+    }
+
+    #[test]
+    fn memory_outside_its_range_is_refused_with_the_range() {
+        for bytes in [0, MIN_RAM_BYTES - PAGE_SIZE, 65 << 30, u64::MAX] {
+            let error =
+                VmConfig { memory_bytes: bytes, ..config() }.validate().expect_err("refused");
+            assert_eq!(error, ConfigError::MemoryRange { bytes });
+        }
+        for memory_bytes in [MIN_RAM_BYTES, MAX_RAM_BYTES] {
+            assert_eq!(VmConfig { memory_bytes, ..config() }.validate(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn memory_that_is_no_multiple_of_a_page_is_refused_not_rounded() {
+        let bytes = (256 << 20) + 1;
+        assert_eq!(
+            VmConfig { memory_bytes: bytes, ..config() }.validate(),
+            Err(ConfigError::MemoryAlignment { bytes })
+        );
+    }
+
+    #[test]
+    fn an_initial_target_above_ram_is_refused() {
+        let mut config = config();
+        config.balloon.target = PageCount::new(config.ram().get() + 1);
+        assert!(matches!(config.validate(), Err(ConfigError::BalloonTarget { .. })));
+    }
+}
