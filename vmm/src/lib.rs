@@ -2,4 +2,5 @@
 
 pub mod exit_code;
 pub mod kvm;
+pub mod guest_image;
 pub mod vm;

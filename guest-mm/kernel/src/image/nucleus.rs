@@ -1,0 +1,41 @@
+//! The assembly: nucleus, landings and gate, and the compiler's memory functions.
+//!
+//! One block, because the landings use the nucleus' macros. The numbers come
+//! from [`guest_kernel::layout`], so that assembly and Rust cannot disagree.
+
+use core::arch::global_asm;
+
+use guest_kernel::layout;
+
+use super::gate::OPERATIONS;
+use super::trap::{VECTOR_INTERRUPT, VECTOR_REPLAY};
+
+global_asm!(
+    include_str!("nucleus.S"),
+    include_str!("landing.S"),
+    include_str!("mem.S"),
+    nucleus = const layout::NUCLEUS,
+    kernel_base = const layout::KERNEL_BASE,
+    alias = const layout::ALIAS_DISTANCE,
+    cpus = const layout::CPUS,
+    first_vector = const layout::FIRST_VECTOR,
+    vectors = const layout::VECTORS,
+    apic_eoi = const layout::DEVICE_WINDOWS + 0xb0,
+    code_page = const layout::CODE_PAGE,
+    idt_page = const layout::IDT_PAGE,
+    data_page = const layout::DATA_PAGE,
+    stack_page = const layout::STACK_PAGE,
+    shared_page = const layout::SHARED_PAGE,
+    shared_stride = const layout::SHARED_STRIDE,
+    tables_page = const layout::TABLES_PAGE,
+    main_stack = const layout::MAIN_STACK,
+    main_stack_top = const layout::MAIN_STACK + layout::MAIN_STACK_BYTES,
+    arena_end = const layout::ARENA_END_GPA,
+    trap_stack = const layout::TRAP_STACK,
+    trap_stack_bytes = const layout::TRAP_STACK_BYTES,
+    trap_stack_stride = const layout::TRAP_STACK_STRIDE,
+    interrupt_vector = const VECTOR_INTERRUPT,
+    replay_vector = const VECTOR_REPLAY,
+    operations = const OPERATIONS,
+    options(att_syntax)
+);

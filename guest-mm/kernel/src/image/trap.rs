@@ -1,0 +1,90 @@
+//! What ring 3 does with a reflected trap.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::{irq, panic};
+
+/// [`TrapFrame::vector`] of an interrupt that came while unmasked.
+pub(super) const VECTOR_INTERRUPT: u64 = 0x200;
+/// [`TrapFrame::vector`] of interrupts found pending on the way out of a trap.
+pub(super) const VECTOR_REPLAY: u64 = 0x100;
+
+/// Vectors of the architecture that this kernel speaks of.
+pub(super) mod exception {
+    /// Page fault.
+    pub(crate) const PAGE_FAULT: u64 = 14;
+    /// Breakpoint.
+    pub(crate) const BREAKPOINT: u64 = 3;
+}
+
+/// The interrupted code, as the landing pushed it.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct TrapFrame {
+    /// General registers.
+    pub(super) r15: u64,
+    pub(super) r14: u64,
+    pub(super) r13: u64,
+    pub(super) r12: u64,
+    pub(super) r11: u64,
+    pub(super) r10: u64,
+    pub(super) r9: u64,
+    pub(super) r8: u64,
+    pub(super) rdi: u64,
+    pub(super) rsi: u64,
+    pub(super) rbp: u64,
+    pub(super) rbx: u64,
+    pub(super) rdx: u64,
+    pub(super) rcx: u64,
+    /// Faulting address of a page fault, otherwise 0.
+    pub(super) cr2: u64,
+    pub(super) rax: u64,
+    /// Exception vector, [`VECTOR_INTERRUPT`] or [`VECTOR_REPLAY`].
+    pub(super) vector: u64,
+    /// Error code, or 0.
+    pub(super) error: u64,
+    pub(super) rip: u64,
+    pub(super) cs: u64,
+    pub(super) rflags: u64,
+    pub(super) rsp: u64,
+    pub(super) ss: u64,
+}
+
+/// Code segment of ring 3.
+const USER_CS: u64 = 0x33;
+
+/// Handler of page faults: returns whether it has mended the mapping.
+pub(super) type PageFaultHandler = fn(&TrapFrame) -> bool;
+
+/// The installed [`PageFaultHandler`] as an address; 0: none.
+static PAGE_FAULT_HANDLER: AtomicU64 = AtomicU64::new(0);
+
+/// Installs or removes the handler of page faults.
+pub(super) fn set_page_fault_handler(handler: Option<PageFaultHandler>) {
+    let address = handler.map_or(0, |handler| handler as usize as u64);
+    PAGE_FAULT_HANDLER.store(address, Ordering::Release);
+}
+
+/// Called by the landing, masked, on the trap stack.
+#[unsafe(no_mangle)]
+extern "C" fn trap_entry(frame: &mut TrapFrame) {
+    // A frame from ring 0 means that the nucleus itself faulted.
+    if frame.cs != USER_CS {
+        panic::report_trap(frame);
+    }
+    match frame.vector {
+        VECTOR_INTERRUPT | VECTOR_REPLAY => irq::drain(),
+        exception::PAGE_FAULT => {
+            let address = PAGE_FAULT_HANDLER.load(Ordering::Acquire);
+            if address == 0 {
+                panic::report_trap(frame);
+            }
+            // SAFETY: only `set_page_fault_handler` writes non-zero values, and those are `PageFaultHandler`s.
+            let handler: PageFaultHandler = unsafe { core::mem::transmute(address as usize) };
+            if !handler(frame) {
+                panic::report_trap(frame);
+            }
+        }
+        _ => panic::report_trap(frame),
+    }
+}
