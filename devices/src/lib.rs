@@ -5,7 +5,11 @@
 //! targets and the VMM drive identical code.
 #![deny(clippy::indexing_slicing)]
 
+mod counters;
 pub mod interrupt;
 pub mod ram;
 pub mod ring;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod transport;
 pub mod virtio;

@@ -4,6 +4,8 @@
 pub const WINDOW_BYTES: u64 = 0x1000;
 /// Value of [`MAGIC_VALUE`]: "virt", little-endian.
 pub const MAGIC: u32 = 0x7472_6976;
+/// Value of [`VENDOR_ID`] of aerostat's devices: "AERO", little-endian. Drivers do not interpret it.
+pub const VENDOR: u32 = u32::from_le_bytes(*b"AERO");
 /// Value of [`VERSION`].
 pub const VERSION_2: u32 = 2;
 
@@ -51,6 +53,16 @@ pub const QUEUE_DRIVER_HIGH: u64 = 0x094;
 pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
 /// WO: used ring, high 32 bits.
 pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
+/// WO: the shared memory region that the four registers below speak of.
+pub const SHM_SEL: u64 = 0x0ac;
+/// RO: bytes of the shared memory region, low 32 bits; -1 where there is none.
+pub const SHM_LEN_LOW: u64 = 0x0b0;
+/// RO: bytes of the shared memory region, high 32 bits.
+pub const SHM_LEN_HIGH: u64 = 0x0b4;
+/// RO: guest-physical address of the shared memory region, low 32 bits.
+pub const SHM_BASE_LOW: u64 = 0x0b8;
+/// RO: guest-physical address of the shared memory region, high 32 bits.
+pub const SHM_BASE_HIGH: u64 = 0x0bc;
 /// RO: changes whenever configuration space has changed.
 pub const CONFIG_GENERATION: u64 = 0x0fc;
 /// RW: device configuration space begins here.

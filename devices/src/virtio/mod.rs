@@ -54,7 +54,6 @@ pub trait VirtioDevice: Send {
 
 /// How far a device came with a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use = "a pending queue has to be served again"]
 pub enum QueueProgress {
     /// Nothing is left that the device could do now; a kick or a host event says when there is.
     Idle,
