@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_missing_device_node_is_named_with_the_remedy() {
-        let error = open_device(Path::new("/nonexistent/kvm")).err().expect("no such file");
+        let error = open_device(Path::new("/nonexistent/kvm")).expect_err("no such file");
         assert!(matches!(&error, KvmError::NoDevice { path } if path == "/nonexistent/kvm"));
         assert!(error.to_string().contains("kvm_intel or kvm_amd"), "{error}");
     }

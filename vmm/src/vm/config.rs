@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use abi::platform::{MAX_RAM_BYTES, MAX_VCPUS};
 use abi::{PAGE_SIZE, PageCount};
+use guest_ram::BackingKind;
 
 /// Smallest guest RAM: boot structures live below 1 MiB, the kernel above it.
 pub const MIN_RAM_BYTES: u64 = 2 << 20;
@@ -24,6 +25,8 @@ pub struct VmConfig {
     pub kernel: Kernel,
     /// Added to the command line before the device announcements; `None`: the kernel's default.
     pub cmdline: Option<String>,
+    /// Host memory behind guest RAM.
+    pub backing: BackingKind,
     /// Populate guest RAM before the guest starts.
     pub prefault: bool,
     /// What a guest reset does.
@@ -45,6 +48,7 @@ impl VmConfig {
             vcpus: 1,
             kernel: Kernel::Embedded,
             cmdline: None,
+            backing: BackingKind::Anon,
             prefault: false,
             on_reset: OnReset::Exit,
             balloon: BalloonConfig::default(),

@@ -251,6 +251,14 @@ pub enum VmError {
         /// What there is, comma-separated.
         known: String,
     },
+    /// The scenario's name and arguments do not fit into a line of the agent port.
+    #[error("The request takes {len} B on the agent port; at most {max} B are possible")]
+    RequestTooLong {
+        /// What it takes.
+        len: usize,
+        /// The most there can be.
+        max: usize,
+    },
     /// The VM is paused.
     #[error("The VM is paused; resume it first")]
     Paused,
