@@ -1,0 +1,144 @@
+//! From what the event loop says to what the API says.
+
+use std::time::Duration;
+
+use abi::PageCount;
+use aerostat_api as api;
+
+use crate::vm::handle::{BalloonStatus, OperationState, OperationStatus, VmInfo, VmState};
+
+/// Version of Firecracker's API that the shared endpoints follow.
+const FIRECRACKER_API: &str = "1.14.1";
+
+/// Feature bits of the balloon that Firecracker's configuration shows (VirtIO 1.2 §5.5.3).
+const DEFLATE_ON_OOM: u32 = 2;
+const FREE_PAGE_HINT: u32 = 3;
+const PAGE_REPORTING: u32 = 5;
+
+pub(super) fn instance(vm: VmInfo) -> api::Instance {
+    api::Instance {
+        id: vm.id,
+        state: match vm.state {
+            VmState::Starting | VmState::Running => api::InstanceState::Running,
+            VmState::Paused => api::InstanceState::Paused,
+        },
+        vmm_version: env!("CARGO_PKG_VERSION").into(),
+        app_name: "aerostat".into(),
+    }
+}
+
+pub(super) fn version() -> api::Version {
+    api::Version {
+        firecracker_version: FIRECRACKER_API.into(),
+        aerostat_version: env!("CARGO_PKG_VERSION").into(),
+    }
+}
+
+pub(super) fn vm_status(vm: VmInfo) -> api::VmStatus {
+    api::VmStatus {
+        id: vm.id,
+        state: match vm.state {
+            VmState::Starting => "starting",
+            VmState::Running => "running",
+            VmState::Paused => "paused",
+        }
+        .into(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        ram_bytes: vm.ram.bytes(),
+        vcpus: vm.vcpus,
+        backing: vm.backing.into(),
+        kvm: vm.kvm.into(),
+        kernel: vm.kernel,
+        cmdline: vm.cmdline,
+        first_byte_us: vm.first_byte_us,
+        ready_us: vm.ready_us,
+    }
+}
+
+pub(super) fn machine_config(vm: &VmInfo) -> api::MachineConfig {
+    api::MachineConfig {
+        vcpu_count: vm.vcpus,
+        mem_size_mib: vm.ram.bytes() >> 20,
+        smt: false,
+        track_dirty_pages: false,
+        huge_pages: "None".into(),
+    }
+}
+
+pub(super) fn vm_config(vm: VmInfo, balloon: &BalloonStatus) -> api::VmConfig {
+    api::VmConfig {
+        balloon: balloon_config(balloon),
+        machine_config: machine_config(&vm),
+        boot_source: api::BootSource { kernel_image_path: vm.kernel, boot_args: vm.cmdline },
+        drives: Vec::new(),
+        network_interfaces: Vec::new(),
+    }
+}
+
+pub(super) fn balloon_config(balloon: &BalloonStatus) -> api::BalloonConfig {
+    let offers = |bit: u32| balloon.offered_features >> bit & 1 == 1;
+    api::BalloonConfig {
+        amount_mib: balloon.target.bytes() >> 20,
+        deflate_on_oom: offers(DEFLATE_ON_OOM),
+        stats_polling_interval_s: 0,
+        free_page_hinting: offers(FREE_PAGE_HINT),
+        free_page_reporting: offers(PAGE_REPORTING),
+    }
+}
+
+pub(super) fn balloon_status(
+    balloon: BalloonStatus,
+    operation: Option<OperationStatus>,
+) -> api::BalloonStatus {
+    let driver = match (balloon.needs_reset, balloon.driver_ready, balloon.acked_features) {
+        (true, _, _) => api::DriverState::NeedsReset,
+        (false, true, _) => api::DriverState::Ready,
+        (false, false, Some(_)) => api::DriverState::Negotiating,
+        (false, false, None) => api::DriverState::Missing,
+    };
+    api::BalloonStatus {
+        ram_bytes: balloon.ram.bytes(),
+        target_bytes: balloon.target.bytes(),
+        actual_bytes: balloon.actual.bytes(),
+        guest_left_bytes: balloon.ram.saturating_sub(balloon.actual).bytes(),
+        claimed_bytes: balloon.claimed.bytes(),
+        host_resident_bytes: balloon.host_resident_bytes,
+        truth: balloon.truth.into(),
+        driver,
+        offered_features: api::FeatureSet::of_balloon(balloon.offered_features),
+        acked_features: balloon.acked_features.map(api::FeatureSet::of_balloon),
+        last_kick_ms: balloon.last_kick.map(millis),
+        operation: operation.map(self::operation),
+    }
+}
+
+pub(super) fn operation(status: OperationStatus) -> api::Operation {
+    api::Operation {
+        id: status.id,
+        state: match status.state {
+            OperationState::Running => api::OperationState::Running,
+            OperationState::Reached => api::OperationState::Reached,
+            OperationState::Stalled => api::OperationState::Stalled,
+            OperationState::TimedOut => api::OperationState::TimedOut,
+            OperationState::Superseded => api::OperationState::Superseded,
+        },
+        from_bytes: status.from.bytes(),
+        target_bytes: status.target.bytes(),
+        actual_bytes: status.actual.bytes(),
+        deficit_bytes: distance(status.target, status.actual).bytes(),
+        ram_bytes: status.ram.bytes(),
+        guest_left_bytes: status.ram.saturating_sub(status.actual).bytes(),
+        elapsed_ms: millis(status.elapsed),
+        since_progress_ms: millis(status.since_progress),
+        note: status.note.map(Into::into),
+    }
+}
+
+fn distance(a: PageCount, b: PageCount) -> PageCount {
+    if a > b { a.saturating_sub(b) } else { b.saturating_sub(a) }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
