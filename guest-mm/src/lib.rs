@@ -7,3 +7,4 @@
 
 pub mod platform;
 pub mod store;
+pub mod virtio;
