@@ -5,6 +5,8 @@
 //! simulated machine and under model checkers.
 #![cfg_attr(not(any(test, loom)), no_std)]
 
+#[cfg(not(loom))]
+pub mod console;
 pub mod platform;
 pub mod store;
 pub mod virtio;

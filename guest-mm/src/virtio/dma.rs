@@ -8,6 +8,65 @@ use core::ptr::NonNull;
 
 use abi::{PAGE_SIZE, Pfn};
 
+/// Bytes of a page, for indexing.
+pub const PAGE_BYTES: usize = 4096;
+const _: () = assert!(PAGE_BYTES as u64 == PAGE_SIZE);
+
+/// Where drivers get pages to lend to a device.
+pub trait DmaMemory {
+    /// Lends a page of unspecified contents, or `None` if there is no memory.
+    fn lend_page(&self) -> Option<DmaPage>;
+
+    /// Takes a page of [`Self::lend_page`] back.
+    ///
+    /// # Safety
+    /// As for [`DmaPage::into_pfn`].
+    unsafe fn take_back(&self, page: DmaPage);
+}
+
+/// Up to `N` pages lent together; dropping it leaks them, which is safe.
+#[derive(Debug)]
+pub struct DmaPages<const N: usize> {
+    pages: [Option<DmaPage>; N],
+}
+
+impl<const N: usize> DmaPages<N> {
+    /// Lends `count` pages (at most `N`), or none at all if one is missing.
+    pub fn lend<M: DmaMemory + ?Sized>(memory: &M, count: usize) -> Option<Self> {
+        let mut lent = Self { pages: [const { None }; N] };
+        for slot in 0..count {
+            let page = memory.lend_page();
+            match (page, lent.pages.get_mut(slot)) {
+                (Some(page), Some(free)) => *free = Some(page),
+                (page, _) => {
+                    lent.pages.iter_mut().filter_map(Option::take).chain(page).for_each(|page| {
+                        // SAFETY: the page was lent above; no device has heard of it and no slice exists.
+                        unsafe { memory.take_back(page) }
+                    });
+                    return None;
+                }
+            }
+        }
+        Some(lent)
+    }
+
+    /// `len` bytes at `offset` of page number `page`, or `None` outside it.
+    pub fn slice(&self, page: usize, offset: usize, len: usize) -> Option<DmaSlice> {
+        self.pages.get(page)?.as_ref()?.slice(offset, len)
+    }
+
+    /// Takes all pages back.
+    ///
+    /// # Safety
+    /// As for [`DmaPage::into_pfn`], for each page.
+    pub unsafe fn take_back<M: DmaMemory + ?Sized>(self, memory: &M) {
+        for page in self.pages.into_iter().flatten() {
+            // SAFETY: the caller's promise covers each page.
+            unsafe { memory.take_back(page) }
+        }
+    }
+}
+
 /// One frozen page lent to a device; dropping it leaks the page, which is safe.
 #[derive(Debug)]
 pub struct DmaPage {
@@ -39,7 +98,7 @@ impl DmaPage {
     /// `len` bytes at `offset`, or `None` outside the page.
     pub fn slice(&self, offset: usize, len: usize) -> Option<DmaSlice> {
         let end = offset.checked_add(len)?;
-        if end as u64 > PAGE_SIZE {
+        if end > PAGE_BYTES {
             return None;
         }
         // SAFETY: `offset <= 4096`, checked above, and `Self::new`'s caller
@@ -104,6 +163,16 @@ impl DmaSlice {
     #[cfg(not(loom))]
     pub(super) const fn as_ptr(&self) -> NonNull<u8> {
         self.ptr
+    }
+
+    /// Fills the slice with zeros.
+    pub fn zero(&self) {
+        for at in 0..self.len {
+            // SAFETY: `at < self.len`, so the byte lies inside the page.
+            let to = unsafe { self.ptr.add(at) };
+            // SAFETY: as in `write`.
+            unsafe { to.write_volatile(0) };
+        }
     }
 
     /// Copies `bytes` to the start of the slice and returns how many fitted.

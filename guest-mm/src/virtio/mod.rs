@@ -25,6 +25,6 @@ pub(crate) mod testing;
 
 pub use bus::MmioBus;
 pub use device::{InterruptStatus, MmioDevice, ProbeError, SetupError};
-pub use dma::{DmaPage, DmaSlice};
+pub use dma::{DmaMemory, DmaPage, DmaPages, DmaSlice, PAGE_BYTES};
 pub use queue::{Access, Buffer, Completion, QueueError, SplitQueue};
 pub use ring::{MAX_RING_ENTRIES, RingMemory};

@@ -56,6 +56,14 @@ mod raw {
         /// `None` if `entries` is not a power of two up to 256, if a piece is
         /// too small, or if `descriptors` is not 16-aligned or `rings` not 4-aligned.
         pub fn new(entries: u16, descriptors: DmaSlice, rings: DmaSlice) -> Option<Self> {
+            let ring = Self::lay_out(entries, descriptors, rings)?;
+            for piece in [&ring.descriptors, &ring.available, &ring.used] {
+                piece.zero();
+            }
+            Some(ring)
+        }
+
+        fn lay_out(entries: u16, descriptors: DmaSlice, rings: DmaSlice) -> Option<Self> {
             if !is_ring_size(entries)
                 || !descriptors.gpa().is_multiple_of(16)
                 || !rings.gpa().is_multiple_of(4)
@@ -64,12 +72,6 @@ mod raw {
             }
             let descriptors = descriptors.part(0, Self::descriptor_bytes(entries))?;
             let rings = rings.part(0, Self::rings_bytes(entries))?;
-            for word in 0..descriptors.len() / 4 {
-                descriptors.write_u32(word, 0);
-            }
-            for word in 0..rings.len() / 4 {
-                rings.write_u32(word, 0);
-            }
             let available = rings.part(0, available_bytes(entries))?;
             let used = rings.part(used_offset(entries), rings.len() - used_offset(entries))?;
             Some(Self { entries, descriptors, available, used })
@@ -77,9 +79,18 @@ mod raw {
 
         /// Lays a queue of `entries` out in one piece; see [`Self::new`].
         pub fn in_one_piece(entries: u16, memory: DmaSlice) -> Option<Self> {
+            Self::new(entries, memory, Self::rings_part(entries, memory)?)
+        }
+
+        /// A queue laid out by [`Self::in_one_piece`] and enabled before, on
+        /// which no buffer was ever added: as it is, without zeroing.
+        pub fn enabled_in_one_piece(entries: u16, memory: DmaSlice) -> Option<Self> {
+            Self::lay_out(entries, memory, Self::rings_part(entries, memory)?)
+        }
+
+        fn rings_part(entries: u16, memory: DmaSlice) -> Option<DmaSlice> {
             let split = Self::descriptor_bytes(entries);
-            let rings = memory.part(split, memory.len().checked_sub(split)?)?;
-            Self::new(entries, memory, rings)
+            memory.part(split, memory.len().checked_sub(split)?)
         }
 
         /// Guest-physical addresses of descriptor table, available ring and used ring.

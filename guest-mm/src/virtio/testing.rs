@@ -9,7 +9,7 @@ use std::vec::Vec;
 use abi::virtio::{VIRTIO_F_VERSION_1, status};
 use abi::{PAGE_SIZE, Pfn, mmio};
 
-use super::{DmaPage, MmioBus};
+use super::{DmaMemory, DmaPage, MmioBus};
 use crate::platform::Platform;
 
 /// Pages on the heap, at guest-physical 0.
@@ -17,6 +17,7 @@ pub(crate) struct TestRam {
     pages: NonNull<u8>,
     count: usize,
     next: Cell<u64>,
+    returned: Cell<u64>,
 }
 
 // SAFETY: a raw view of memory that is never freed; tests are single-threaded.
@@ -28,7 +29,17 @@ impl TestRam {
         #[derive(Clone)]
         struct Page([u8; 4096]);
         let pages: &mut [Page] = Vec::leak(std::vec![Page([0; 4096]); count]);
-        Self { pages: NonNull::from(pages).cast(), count, next: Cell::new(1) }
+        Self {
+            pages: NonNull::from(pages).cast(),
+            count,
+            next: Cell::new(1),
+            returned: Cell::new(0),
+        }
+    }
+
+    /// Pages lent and not taken back.
+    pub(crate) fn lent(&self) -> u64 {
+        self.next.get() - 1 - self.returned.get()
     }
 
     /// Lends the next page.
@@ -36,6 +47,18 @@ impl TestRam {
         let pfn = Pfn::new(self.next.replace(self.next.get() + 1)).unwrap();
         // SAFETY: each page is lent once; the memory is never freed.
         unsafe { DmaPage::new(pfn, self.frame_ptr(pfn)) }
+    }
+}
+
+impl DmaMemory for TestRam {
+    fn lend_page(&self) -> Option<DmaPage> {
+        (usize::try_from(self.next.get()).unwrap() < self.count).then(|| self.page())
+    }
+
+    unsafe fn take_back(&self, page: DmaPage) {
+        // SAFETY: the caller's promise.
+        let _pfn = unsafe { page.into_pfn() };
+        self.returned.set(self.returned.get() + 1);
     }
 }
 
