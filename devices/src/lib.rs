@@ -5,6 +5,7 @@
 //! targets and the VMM drive identical code.
 #![deny(clippy::indexing_slicing)]
 
+pub mod console;
 mod counters;
 pub mod interrupt;
 pub mod ram;

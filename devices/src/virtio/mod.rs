@@ -61,6 +61,17 @@ pub enum QueueProgress {
     Pending,
 }
 
+/// Copies what `config` holds from `offset` on into `out`; bytes beyond it become 0.
+///
+/// For [`VirtioDevice::read_config`]: any offset and width is harmless.
+pub fn read_config_bytes(config: &[u8], offset: u64, out: &mut [u8]) {
+    let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
+    let mut bytes = rest.unwrap_or_default().iter();
+    for to in out {
+        *to = bytes.next().copied().unwrap_or(0);
+    }
+}
+
 /// Everything that a device gets at DRIVER_OK.
 pub struct Activation {
     /// Guest RAM.
