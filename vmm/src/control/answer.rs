@@ -49,7 +49,9 @@ impl Refusal {
 impl From<VmError> for Refusal {
     fn from(error: VmError) -> Self {
         let status = match &error {
-            VmError::TargetAboveRam { .. } => StatusCode::BAD_REQUEST,
+            VmError::TargetAboveRam { .. } | VmError::RequestTooLong { .. } => {
+                StatusCode::BAD_REQUEST
+            }
             VmError::NoAgent | VmError::Busy { .. } | VmError::Paused => StatusCode::CONFLICT,
             VmError::NoSuchScenario { .. } => StatusCode::NOT_FOUND,
             VmError::Gone => StatusCode::SERVICE_UNAVAILABLE,
