@@ -2,3 +2,4 @@
 
 pub mod binary;
 pub mod lab;
+pub mod mock_vm;

@@ -1,0 +1,351 @@
+//! An event loop without a VM: it answers the control server's requests from a table.
+//!
+//! It exists so that server and CLI are tested without KVM. Nothing depends on
+//! time: a resize moves by one step whenever somebody asks how it stands.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use abi::PageCount;
+use aerostat::control::{ControlServer, ControlSocket, Limits};
+use aerostat::vm::handle::{
+    BalloonStatus, ExecEvent, Metric, OperationState, OperationStatus, Reply, VmError, VmHandle,
+    VmInfo, VmRequest, VmState,
+};
+use aerostat_api::Client;
+use tokio::sync::mpsc as stream;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Guest RAM of the mock.
+pub const RAM: PageCount = PageCount::new((512 << 20) / abi::PAGE_SIZE);
+
+/// What the mock's guest does with a new balloon target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// Comes nearer by a quarter of the way whenever it is asked, and arrives at the fourth time.
+    Follows,
+    /// Gives up once the balloon holds this much.
+    StallsAt(PageCount),
+    /// Never moves: an operation with a deadline times out, one without runs for ever.
+    Hangs,
+    /// Never moves, and another client takes over.
+    LosesToAnother,
+    /// The event loop itself hangs: no request is ever answered.
+    LoopHangs,
+}
+
+/// A control server over a mock VM, in a directory of its own.
+pub struct MockVm {
+    directory: tempfile::TempDir,
+    server: Option<ControlServer>,
+    event_loop: Option<JoinHandle<()>>,
+    stop: mpsc::Sender<VmRequest>,
+    /// Requests that change something, as text, oldest first.
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl MockVm {
+    /// Serves a VM whose guest behaves like `driver`.
+    ///
+    /// # Panics
+    /// When the system gives no socket, thread or eventfd.
+    pub fn start(driver: Driver) -> Self {
+        Self::start_with_limits(driver, Limits::default())
+    }
+
+    /// Serves a VM with other limits than the default ones.
+    ///
+    /// # Panics
+    /// As [`MockVm::start`].
+    pub fn start_with_limits(driver: Driver, limits: Limits) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let socket = ControlSocket::bind(directory.path().join("vm.sock")).expect("a socket");
+        let wake = Arc::new(EventFd::new(0).expect("an eventfd"));
+        let (sender, requests) = mpsc::channel();
+        let handle = VmHandle::new(sender.clone(), wake);
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let state = State::new(driver, Arc::clone(&log));
+        let event_loop = thread::spawn(move || state.run(&requests));
+        let server =
+            ControlServer::start_with_limits(socket, handle, limits).expect("a control server");
+        Self { directory, server: Some(server), event_loop: Some(event_loop), stop: sender, log }
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("vm.sock")
+    }
+
+    /// A directory that lives as long as the mock.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A client of it.
+    pub fn client(&self) -> Client {
+        Client::new(self.socket())
+    }
+
+    /// Requests that changed something, oldest first.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the event loop but not the server, as when a VM ends while clients are served.
+    ///
+    /// # Panics
+    /// If the mock itself panicked.
+    pub fn end_event_loop(&mut self) {
+        let (reply, _unheard) = tokio::sync::oneshot::channel();
+        // An event loop that has ended already has hung up.
+        self.stop.send(VmRequest::Stop { timeout: Some(Duration::ZERO), reply }).ok();
+        if let Some(event_loop) = self.event_loop.take() {
+            event_loop.join().expect("the mock does not panic");
+        }
+    }
+}
+
+impl Drop for MockVm {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.finish();
+        }
+        let (reply, _unheard) = tokio::sync::oneshot::channel();
+        self.stop.send(VmRequest::Stop { timeout: Some(Duration::ZERO), reply }).ok();
+    }
+}
+
+struct State {
+    driver: Driver,
+    log: Arc<Mutex<Vec<String>>>,
+    is_paused: bool,
+    operations: Vec<OperationStatus>,
+    actual: PageCount,
+    /// A scenario that never ends, and its output.
+    hanging: Option<stream::Sender<ExecEvent>>,
+}
+
+impl State {
+    fn new(driver: Driver, log: Arc<Mutex<Vec<String>>>) -> Self {
+        let (operations, actual) = (Vec::new(), PageCount::ZERO);
+        Self { driver, log, is_paused: false, operations, actual, hanging: None }
+    }
+
+    fn run(mut self, requests: &mpsc::Receiver<VmRequest>) {
+        // Requests of a loop that hangs are kept, so that nobody sees their replies dropped.
+        let mut unanswered = Vec::new();
+        while let Ok(request) = requests.recv() {
+            let is_end = matches!(request, VmRequest::Stop { timeout: Some(_), .. });
+            if self.driver == Driver::LoopHangs && !is_end {
+                unanswered.push(request);
+                continue;
+            }
+            self.serve(request);
+            if is_end {
+                break;
+            }
+        }
+    }
+
+    fn note(&self, what: String) {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+    }
+
+    /// Answers one request; a requester that is gone is no error.
+    fn serve(&mut self, request: VmRequest) {
+        match request {
+            VmRequest::Info(reply) => answer(reply, self.info()),
+            VmRequest::Pause(reply) => {
+                self.note("pause".into());
+                self.is_paused = true;
+                answer(reply, Ok(()));
+            }
+            VmRequest::Resume(reply) => {
+                self.note("resume".into());
+                self.is_paused = false;
+                answer(reply, Ok(()));
+            }
+            VmRequest::SetBalloonTarget { target, deadline, reply } => {
+                answer(reply, self.begin(target, deadline));
+            }
+            VmRequest::Balloon(reply) => answer(reply, self.balloon()),
+            VmRequest::Operation { id, reply } => {
+                self.step();
+                let found = match id {
+                    Some(id) => self.operations.iter().find(|operation| operation.id == id),
+                    None => self.operations.last(),
+                };
+                answer(reply, found.cloned());
+            }
+            VmRequest::Exec { scenario, args, reply, events } => {
+                answer(reply, self.exec(&scenario, &args, events));
+            }
+            VmRequest::Scenarios(reply) => {
+                answer(reply, vec!["echo".into(), "fail".into(), "hang".into()]);
+            }
+            VmRequest::Stop { timeout, reply } => {
+                self.note(format!("stop {timeout:?}"));
+                answer(reply, true);
+            }
+            VmRequest::Metrics(reply) => answer(reply, self.metrics()),
+        }
+    }
+
+    fn info(&self) -> VmInfo {
+        VmInfo {
+            id: "mock".into(),
+            state: if self.is_paused { VmState::Paused } else { VmState::Running },
+            ram: RAM,
+            vcpus: 2,
+            backing: "anon",
+            kvm: "software",
+            first_byte_us: Some(2_500),
+            ready_us: Some(19_000),
+            kernel: "embedded".into(),
+            cmdline: "console=ttyS0".into(),
+        }
+    }
+
+    fn begin(
+        &mut self,
+        target: PageCount,
+        deadline: Option<Duration>,
+    ) -> Result<OperationStatus, VmError> {
+        if target > RAM {
+            let (target_bytes, ram_bytes) = (target.bytes(), RAM.bytes());
+            return Err(VmError::TargetAboveRam { target_bytes, ram_bytes });
+        }
+        self.note(format!("target {} deadline {deadline:?}", target.bytes()));
+        if let Some(last) = self.operations.last_mut().filter(|o| is_running(o)) {
+            last.state = OperationState::Superseded;
+        }
+        let status = OperationStatus {
+            id: self.operations.len() as u64 + 1,
+            state: OperationState::Running,
+            from: self.actual,
+            target,
+            actual: self.actual,
+            ram: RAM,
+            elapsed: Duration::ZERO,
+            since_progress: Duration::ZERO,
+            note: (deadline.is_some() && self.driver == Driver::Hangs).then_some("driver missing"),
+        };
+        self.operations.push(status.clone());
+        Ok(status)
+    }
+
+    /// Lets the latest operation come one step further.
+    fn step(&mut self) {
+        let Some(last) = self.operations.last_mut().filter(|o| is_running(o)) else { return };
+        last.elapsed += Duration::from_millis(40);
+        last.since_progress += Duration::from_millis(40);
+        let limit = match self.driver {
+            Driver::Follows => last.target,
+            Driver::StallsAt(limit) => last.target.min(limit),
+            Driver::LosesToAnother => {
+                last.state = OperationState::Superseded;
+                return;
+            }
+            Driver::Hangs | Driver::LoopHangs => {
+                if last.note.is_some() {
+                    last.state = OperationState::TimedOut;
+                }
+                return;
+            }
+        };
+        let before = last.actual;
+        last.actual = nearer(last.from, last.actual, limit);
+        self.actual = last.actual;
+        if last.actual == last.target {
+            last.state = OperationState::Reached;
+        } else if last.actual == before {
+            last.state = OperationState::Stalled;
+        } else {
+            last.since_progress = Duration::ZERO;
+        }
+    }
+
+    fn balloon(&self) -> BalloonStatus {
+        let target = self.operations.last().map_or(PageCount::ZERO, |operation| operation.target);
+        BalloonStatus {
+            ram: RAM,
+            target,
+            actual: self.actual,
+            claimed: self.actual,
+            host_resident_bytes: Some(RAM.saturating_sub(self.actual).bytes()),
+            truth: "smaps Anonymous + Swap",
+            offered_features: 1 << 32 | 1,
+            acked_features: (self.driver != Driver::Hangs).then_some(1 << 32),
+            driver_ready: self.driver != Driver::Hangs,
+            needs_reset: false,
+            last_kick: None,
+        }
+    }
+
+    fn exec(
+        &mut self,
+        scenario: &str,
+        args: &[String],
+        events: stream::Sender<ExecEvent>,
+    ) -> Result<(), VmError> {
+        if self.hanging.is_some() {
+            return Err(VmError::Busy { running: "hang".into() });
+        }
+        // The channel holds more than any test's output: nothing is lost here.
+        let send = |event| events.try_send(event).ok();
+        match scenario {
+            "echo" => {
+                for arg in args {
+                    send(ExecEvent::Line(arg.clone()));
+                }
+                send(ExecEvent::Exit { code: 0, lost: 0 });
+            }
+            "fail" => {
+                send(ExecEvent::Line("about to fail".into()));
+                send(ExecEvent::Exit { code: 3, lost: 7 });
+            }
+            "hang" => {
+                send(ExecEvent::Line("hanging".into()));
+                self.hanging = Some(events);
+            }
+            name => {
+                let known = "echo, fail, hang".into();
+                return Err(VmError::NoSuchScenario { name: name.into(), known });
+            }
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
+    fn metrics(&self) -> Vec<Metric> {
+        vec![Metric {
+            name: "aerostat_balloon_actual_bytes",
+            labels: "device=\"balloon\"".into(),
+            help: "What the driver says the balloon holds",
+            is_counter: false,
+            value: self.actual.bytes() as f64,
+        }]
+    }
+}
+
+/// Answers a requester, who may be gone.
+fn answer<T>(reply: Reply<T>, value: T) {
+    reply.send(value).ok();
+}
+
+fn is_running(operation: &OperationStatus) -> bool {
+    operation.state == OperationState::Running
+}
+
+/// A quarter of the whole way nearer to `limit`, and not beyond it.
+fn nearer(from: PageCount, now: PageCount, limit: PageCount) -> PageCount {
+    let step = PageCount::new(from.get().abs_diff(limit.get()).div_ceil(4));
+    if now < limit {
+        now.saturating_add(step).min(limit)
+    } else {
+        now.saturating_sub(step).max(limit)
+    }
+}
