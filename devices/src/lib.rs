@@ -5,6 +5,8 @@
 //! targets and the VMM drive identical code.
 #![deny(clippy::indexing_slicing)]
 
+pub mod balloon;
+pub mod clock;
 pub mod console;
 mod counters;
 pub mod interrupt;

@@ -23,6 +23,20 @@ pub trait GuestRam: Send + Sync {
     /// [`DiscardError`] with what was released before the host refused; ranges
     /// after the refused one are still tried.
     fn discard(&self, ranges: &[PfnRange]) -> Result<Discarded, DiscardError>;
+
+    /// The smallest piece whose release frees anything.
+    fn release_unit(&self) -> ReleaseUnit {
+        ReleaseUnit::Page
+    }
+}
+
+/// The smallest piece of guest RAM that a backing can free, aligned to its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReleaseUnit {
+    /// A page of 4 KiB.
+    Page,
+    /// A block of 2 MiB, as on hugetlb.
+    Block2M,
 }
 
 /// What one [`GuestRam::discard`] did.
