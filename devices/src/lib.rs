@@ -1,7 +1,7 @@
 //! Device models and the virtio-mmio transport.
 //!
 //! A device is a synchronous state machine over queues and guest RAM. Nothing
-//! here knows of KVM, sockets, threads or clocks, so the simulator, the fuzz
+//! here knows of KVM, sockets, threads or the host's clock, so the simulator, the fuzz
 //! targets and the VMM drive identical code.
 #![deny(clippy::indexing_slicing)]
 
