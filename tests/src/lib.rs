@@ -1,5 +1,7 @@
 //! Test support shared by the system tests: the simulated machine and the VM harness.
 
 pub mod binary;
+pub mod kvm;
 pub mod lab;
 pub mod mock_vm;
+pub mod vm;

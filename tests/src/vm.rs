@@ -1,0 +1,254 @@
+//! A running `aerostat run` and what its host says of it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use aerostat_api::balloon::{Operation, OperationRequest};
+use aerostat_api::client::Client;
+use aerostat_api::guest::{ExecEvent, ExecRequest};
+use tempfile::TempDir;
+
+use crate::binary::aerostat;
+use crate::lab::inside_lab;
+
+/// How long anything may take before a test gives up on it; generous, since the lab's CPU is emulated.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Polls `probe` until it gives a value.
+///
+/// # Panics
+/// After a minute, naming `what`.
+pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "gave up waiting for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// `on_host`, or `in_lab` where the test runs on the lab's emulated CPU.
+pub fn scaled<T>(on_host: T, in_lab: T) -> T {
+    if inside_lab() { in_lab } else { on_host }
+}
+
+/// A VM with the embedded guest in a process of its own; killed on drop.
+pub struct TestVm {
+    child: Child,
+    client: Client,
+    ram_bytes: u64,
+    dir: TempDir,
+}
+
+impl TestVm {
+    /// Starts `aerostat run --memory ram_bytes OPTIONS…` and waits until the guest is ready.
+    ///
+    /// # Panics
+    /// If the VM does not come up; its output is in the message.
+    pub fn start(ram_bytes: u64, options: &[&str]) -> Self {
+        let vm = Self::start_unready(ram_bytes, options);
+        wait_for("the guest to be ready", || vm.is_ready().then_some(()));
+        vm
+    }
+
+    fn start_unready(ram_bytes: u64, options: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let socket = dir.path().join("vm.sock");
+        let output = fs::File::create(dir.path().join("output")).expect("a file in it");
+        let child = aerostat()
+            .args(["run", "--memory", &ram_bytes.to_string(), "--api-sock"])
+            .arg(&socket)
+            .args(options)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("a second handle"))
+            .stderr(output)
+            .spawn()
+            .expect("the aerostat binary starts");
+        Self { child, client: Client::new(socket), ram_bytes, dir }
+    }
+
+    fn is_ready(&self) -> bool {
+        let gone = !Path::new(&format!("/proc/{}/exe", self.pid())).exists();
+        assert!(!gone, "the VM ended: {}", self.output());
+        self.client.vm_status().is_ok_and(|status| status.ready_us.is_some())
+    }
+
+    /// The client of its control socket.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Its control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("vm.sock")
+    }
+
+    /// The VMM's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the VMM and the guest's serial console have printed.
+    ///
+    /// # Panics
+    /// If its output file is gone.
+    pub fn output(&self) -> String {
+        fs::read_to_string(self.dir.path().join("output")).expect("the VM's output")
+    }
+
+    /// Waits for the process to end.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn wait(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        wait_for("the VM to end", || child.try_wait().expect("our own child"))
+    }
+
+    /// Runs a scenario and returns its exit code and its output.
+    ///
+    /// # Panics
+    /// If the VMM refuses it or the stream breaks.
+    pub fn exec(&self, scenario: &str, args: &[&str]) -> (i32, Vec<String>) {
+        let request = ExecRequest {
+            scenario: scenario.to_owned(),
+            args: args.iter().map(|&a| a.to_owned()).collect(),
+        };
+        let mut lines = Vec::new();
+        for event in self.client.exec(&request).expect("the scenario begins") {
+            match event.expect("the stream holds") {
+                ExecEvent::Line { line } => lines.push(line),
+                ExecEvent::Exit { exit, .. } => return (exit, lines),
+            }
+        }
+        panic!("{scenario} ended without an exit code: {lines:?}\n{}", self.output());
+    }
+
+    /// Runs a scenario that must succeed.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn exec_ok(&self, scenario: &str, args: &[&str]) -> Vec<String> {
+        let (code, lines) = self.exec(scenario, args);
+        assert_eq!(code, 0, "{scenario} {args:?}: {lines:#?}");
+        lines
+    }
+
+    /// Begins a resize of the balloon.
+    ///
+    /// # Panics
+    /// If the VMM refuses it.
+    pub fn begin_resize(&self, target_bytes: u64) -> Operation {
+        self.client
+            .begin_operation(&OperationRequest { target_bytes, timeout_ms: None })
+            .expect("a valid target is accepted")
+    }
+
+    /// Waits until resize operation `id` has ended.
+    ///
+    /// # Panics
+    /// If it is unknown or does not end.
+    pub fn finish_resize(&self, id: u64) -> Operation {
+        wait_for("the resize to end", || {
+            let operation = self.client.operation(Some(id)).expect("an answer");
+            operation.filter(|o| o.state.is_final())
+        })
+    }
+
+    /// Resizes the balloon and waits for the end of the operation.
+    pub fn resize(&self, target_bytes: u64) -> Operation {
+        self.finish_resize(self.begin_resize(target_bytes).id)
+    }
+
+    /// Bytes of host memory behind the guest's RAM, read from the kernel without the VMM's help.
+    ///
+    /// # Panics
+    /// If `/proc` cannot be read.
+    pub fn host_bytes(&self, backing: &str) -> u64 {
+        match backing {
+            "anon" => {
+                self.mappings().filter(|m| m.is_ram(self.ram_bytes)).map(|m| m.anonymous).sum()
+            }
+            "memfd" => memfd_bytes(self.pid()).expect("the VMM's descriptors"),
+            other => panic!("no truth is known for backing {other}"),
+        }
+    }
+
+    /// Bytes of private memory of the VMM outside the guest's RAM.
+    ///
+    /// # Panics
+    /// If `/proc` cannot be read.
+    pub fn private_bytes_beyond_ram(&self) -> u64 {
+        self.mappings().filter(|m| !m.is_ram(self.ram_bytes)).map(|m| m.private_dirty).sum()
+    }
+
+    fn mappings(&self) -> impl Iterator<Item = Mapping> + use<> {
+        let path = format!("/proc/{}/smaps", self.pid());
+        parse_smaps(&fs::read_to_string(path).expect("the VMM's smaps")).into_iter()
+    }
+}
+
+impl Drop for TestVm {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// One mapping of `/proc/PID/smaps`, sizes in bytes.
+struct Mapping {
+    size: u64,
+    anonymous: u64,
+    private_dirty: u64,
+}
+
+impl Mapping {
+    /// Whether it is the guest's RAM: nothing else in the process comes near half its size.
+    fn is_ram(&self, ram_bytes: u64) -> bool {
+        self.size * 2 >= ram_bytes
+    }
+}
+
+fn parse_smaps(text: &str) -> Vec<Mapping> {
+    let mut found: Vec<Mapping> = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(key), Some(value)) = (words.next(), words.next()) else { continue };
+        if !key.ends_with(':') {
+            found.push(Mapping { size: 0, anonymous: 0, private_dirty: 0 });
+        }
+        let (Some(mapping), Ok(kib)) = (found.last_mut(), value.parse::<u64>()) else { continue };
+        match key {
+            "Size:" => mapping.size = kib * 1024,
+            "Anonymous:" | "Swap:" => mapping.anonymous += kib * 1024,
+            "Private_Dirty:" => mapping.private_dirty = kib * 1024,
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Bytes that the memfds of process `pid` hold.
+fn memfd_bytes(pid: u32) -> io::Result<u64> {
+    let mut sum = 0;
+    let mut seen = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let path = entry?.path();
+        let is_memfd = fs::read_link(&path).is_ok_and(|l| l.starts_with("/memfd:"));
+        if is_memfd {
+            let meta = fs::metadata(&path)?;
+            if !seen.contains(&meta.ino()) {
+                seen.push(meta.ino());
+                sum += meta.blocks() * 512;
+            }
+        }
+    }
+    Ok(sum)
+}
