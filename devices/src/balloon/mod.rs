@@ -7,6 +7,7 @@
 //!
 //! * [`queues`]: which virtqueue has which index, for all features;
 //! * [`ReleaseJob`]: a window's release as a value, to run without the device's lock;
+//! * [`operation`]: how a resize operation stands;
 //! * [`BalloonCounters`]: what was claimed, what was released, and every broken rule by name;
 //!
 //! Locks: none of its own but the release gate (device, then gate).
@@ -21,6 +22,7 @@ mod deflate;
 mod device;
 mod histogram;
 mod inflate;
+pub mod operation;
 mod page_set;
 mod pfns;
 pub mod queues;
