@@ -2,7 +2,7 @@
 //!
 //! | virtual addresses | what |
 //! |---|---|
-//! | `0xffff_8000_0000_0000` + GPA | direct map of RAM, built at boot from 2 MiB leaves |
+//! | `0xffff_8880_0000_0000` + GPA | direct map of RAM, built at boot from 2 MiB leaves |
 //! | `0xffff_ffff_8000_0000` | read-only view of the nucleus' entry stacks |
 //! | `0xffff_ffff_8020_0000` | the image: nucleus, text, rodata, data; then stacks between holes |
 //! | `0xffff_ffff_c000_0000` | device windows, uncached, 2 MiB each |
@@ -16,8 +16,9 @@ pub const LARGE_PAGE: u64 = 2 << 20;
 /// CPUs that the nucleus has stubs, tables and stacks for.
 pub const CPUS: usize = MAX_VCPUS as usize;
 
-/// Virtual address of GPA 0 in the direct map.
-pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
+/// Virtual address of GPA 0 in the direct map: one PML4 entry. Not the first of the upper half (slot 256): on a software
+/// KVM whatever that maps is reported as not present.
+pub const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 /// One past the largest GPA that the direct map can hold: one PML4 entry.
 pub const DIRECT_MAP_LIMIT: u64 = 512 << 30;
 /// Virtual minus physical address within the image.

@@ -4,12 +4,22 @@ use guest_kernel::layout::{DEVICE_WINDOWS, SPURIOUS_VECTOR};
 
 /// Register offsets.
 mod register {
+    /// Identity of this APIC, in the top byte.
+    pub(super) const ID: u64 = 0x20;
     /// End of interrupt.
     pub(super) const EOI: u64 = 0xb0;
     /// Spurious vector and software enable.
     pub(super) const SPURIOUS: u64 = 0xf0;
     /// Local vector table, LINT0: where an 8259 is wired.
     pub(super) const LVT_LINT0: u64 = 0x350;
+    /// Local vector table, timer.
+    pub(super) const LVT_TIMER: u64 = 0x320;
+    /// Timer: initial count.
+    pub(super) const TIMER_INITIAL: u64 = 0x380;
+    /// Timer: current count.
+    pub(super) const TIMER_CURRENT: u64 = 0x390;
+    /// Timer: divider.
+    pub(super) const TIMER_DIVIDE: u64 = 0x3e0;
 }
 
 /// Masked entry of the local vector table.
@@ -17,12 +27,49 @@ const LVT_MASKED: u32 = 1 << 16;
 /// Software enable, in [`register::SPURIOUS`].
 const ENABLE: u32 = 1 << 8;
 
+/// A register's address.
+fn address(offset: u64) -> *mut u32 {
+    core::ptr::with_exposed_provenance_mut((DEVICE_WINDOWS + offset) as usize)
+}
+
 /// Writes a register.
 fn write(offset: u64, value: u32) {
-    let register =
-        core::ptr::with_exposed_provenance_mut::<u32>((DEVICE_WINDOWS + offset) as usize);
     // SAFETY: the first device window maps the local APIC from link time on; `offset` is one of `register`'s.
-    unsafe { register.write_volatile(value) };
+    unsafe { address(offset).write_volatile(value) };
+}
+
+/// Reads a register.
+fn read(offset: u64) -> u32 {
+    // SAFETY: as in `write`.
+    unsafe { address(offset).read_volatile() }
+}
+
+/// This CPU's APIC id.
+pub(super) fn id() -> u32 {
+    read(register::ID) >> 24
+}
+
+/// Puts the timer into TSC-deadline mode.
+pub(super) fn timer_by_deadline(vector: u8) {
+    const TSC_DEADLINE: u32 = 2 << 17;
+    write(register::LVT_TIMER, TSC_DEADLINE | u32::from(vector));
+}
+
+/// Puts the timer into one-shot mode, its counter running at the bus clock.
+pub(super) fn timer_one_shot(vector: u8) {
+    const DIVIDE_BY_1: u32 = 0b1011;
+    write(register::TIMER_DIVIDE, DIVIDE_BY_1);
+    write(register::LVT_TIMER, u32::from(vector));
+}
+
+/// Starts the one-shot counter; 0 stops it.
+pub(super) fn start_timer(count: u32) {
+    write(register::TIMER_INITIAL, count);
+}
+
+/// What is left of the one-shot counter.
+pub(super) fn timer_count() -> u32 {
+    read(register::TIMER_CURRENT)
 }
 
 /// Enables the APIC and shuts the 8259's way in.

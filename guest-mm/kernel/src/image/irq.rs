@@ -19,6 +19,8 @@ pub(super) struct SharedWords {
     pub(super) pending: AtomicU32,
     /// Interrupts on vectors that nobody owns.
     pub(super) stray: AtomicU32,
+    /// Number of this CPU.
+    cpu: u32,
 }
 
 /// Handler of a vector: runs masked, on the trap stack.
@@ -33,10 +35,18 @@ static HANDLERS: [AtomicU64; VECTORS as usize] = [const { AtomicU64::new(0) }; V
 
 /// This CPU's shared words.
 pub(super) fn shared() -> &'static SharedWords {
-    let base = guest_kernel::layout::NUCLEUS
-        + guest_kernel::layout::SHARED_PAGE * guest_kernel::layout::PAGE;
-    // SAFETY: the page is mapped writable from link time on and holds two atomics at its start, valid for any bits.
-    unsafe { &*(core::ptr::with_exposed_provenance::<SharedWords>(base as usize)) }
+    let words: *const SharedWords;
+    // SAFETY: the nucleus points GS base at this CPU's words; their own address is at offset 48.
+    unsafe {
+        asm!("mov {}, gs:[48]", out(reg) words, options(nostack, pure, readonly, preserves_flags))
+    };
+    // SAFETY: the words live in a page mapped from link time on; all fields are atomics or never written.
+    unsafe { &*words }
+}
+
+/// The CPU that runs the caller.
+pub(super) fn cpu() -> usize {
+    shared().cpu as usize
 }
 
 /// Whether this CPU is masked.

@@ -342,6 +342,16 @@ nucleus_fatal:
     .byte 0xff
     .endr
 
+    .org NB + {shared_page} * 4096 - NB
+    .irp cpu, 0, 1, 2, 3
+    .set C, \cpu
+    per_cpu_addresses
+    .org SHARED - NB
+    .long 0, 0, C, 0
+    .org SHARED - NB + 48
+    .quad SHARED                            # so that ring 3 finds them: %gs:48
+    .endr
+
 # ---------------------------------------------------------------- link-time page tables
     .set TABLES, NB - DOWN + {tables_page} * 4096
     .set LEAF_BOOT, 0x67                    # present, writable, user, accessed, dirty
@@ -350,9 +360,10 @@ nucleus_fatal:
     .endm
     table 0                                 # PML4
     .quad TABLES + 1 * 4096 + 0x23          # identity: supervisor
-    .fill 255, 8, 0
+    .set DIRECT_SLOT, ({direct_map} >> 39) & 511
+    .fill DIRECT_SLOT - 1, 8, 0
     .quad TABLES + 2 * 4096 + 0x27
-    .fill 254, 8, 0
+    .fill 510 - DIRECT_SLOT, 8, 0
     .quad TABLES + 3 * 4096 + 0x27
     table 1                                 # identity
     .quad TABLES + 4 * 4096 + 0x23

@@ -16,6 +16,7 @@ global_asm!(
     include_str!("mem.S"),
     nucleus = const layout::NUCLEUS,
     kernel_base = const layout::KERNEL_BASE,
+    direct_map = const layout::DIRECT_MAP,
     alias = const layout::ALIAS_DISTANCE,
     cpus = const layout::CPUS,
     first_vector = const layout::FIRST_VECTOR,

@@ -1,0 +1,148 @@
+//! Page tables at boot: exact permissions for the image, the direct map, device windows.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use abi::{Pfn, PfnRange};
+use guest_kernel::direct_map::{DirectMap, ENTRIES, OutOfTables, TableMemory, entry};
+use guest_kernel::layout::{
+    ARENA_END_GPA, BootTable, DEVICE_WINDOW_COUNT, DEVICE_WINDOWS, DIRECT_MAP, DIRECT_MAP_LIMIT,
+    IMAGE_GPA, KERNEL_BASE, LARGE_PAGE, NUCLEUS, PAGE, PRIVATE_PAGES,
+};
+use guest_kernel::memory_map::RamMap;
+
+use super::gate;
+
+unsafe extern "C" {
+    static image_text_start: u8;
+    static image_rodata_start: u8;
+    static image_data_start: u8;
+    static image_end: u8;
+}
+
+/// Where the next early table goes: from the image's end to [`ARENA_END_GPA`].
+static ARENA: AtomicU64 = AtomicU64::new(0);
+
+/// GPA of a linker symbol.
+fn symbol_gpa(symbol: *const u8) -> u64 {
+    symbol.addr() as u64 - KERNEL_BASE
+}
+
+/// GPA of the image's end.
+fn image_end_gpa() -> u64 {
+    symbol_gpa(&raw const image_end)
+}
+
+/// Where the direct map shows `gpa`. Valid for what is RAM.
+pub(super) fn direct(gpa: u64) -> *mut u8 {
+    core::ptr::with_exposed_provenance_mut((DIRECT_MAP + gpa) as usize)
+}
+
+/// Bytes that the loader left below 1 GiB and outside the image; `None` elsewhere, where nothing is mapped yet.
+///
+/// Only before [`init`]: the slice lies in RAM that is given to the allocator later.
+pub(super) fn loader_bytes(gpa: u64, len: u64) -> Option<&'static [u8]> {
+    let end = gpa.checked_add(len)?;
+    let in_image = gpa < IMAGE_GPA + LARGE_PAGE && IMAGE_GPA < end;
+    if end > 1 << 30 || in_image {
+        return None;
+    }
+    // SAFETY: the link-time direct map covers the first GiB except the image; nobody writes there before the allocator
+    // exists. Addresses without RAM behind them read as all ones, from the VMM.
+    Some(unsafe { core::slice::from_raw_parts(direct(gpa), len as usize) })
+}
+
+/// Tables in the arena and in the nucleus' table pages, reached through the direct map.
+struct Tables;
+
+impl Tables {
+    fn slot(table: u64, index: usize) -> *mut u64 {
+        direct(table + (index % ENTRIES) as u64 * 8).cast()
+    }
+}
+
+impl TableMemory for Tables {
+    fn allocate(&mut self) -> Option<u64> {
+        let gpa = ARENA.load(Ordering::Relaxed);
+        if gpa + PAGE > ARENA_END_GPA {
+            return None;
+        }
+        ARENA.store(gpa + PAGE, Ordering::Relaxed);
+        // SAFETY: the page lies between the image and the stacks, mapped from link time on, and was never handed out.
+        unsafe { direct(gpa).write_bytes(0, PAGE as usize) };
+        Some(gpa)
+    }
+
+    fn read(&self, table: u64, index: usize) -> u64 {
+        // SAFETY: tables are pages of the arena or the nucleus, both mapped from link time on.
+        unsafe { Self::slot(table, index).read_volatile() }
+    }
+
+    fn write(&mut self, table: u64, index: usize, value: u64) {
+        // SAFETY: as in `read`; the MMU is the only other reader.
+        unsafe { Self::slot(table, index).write_volatile(value) };
+    }
+}
+
+/// Sets up the final tables. Returns the RAM that they use in the image's region besides its fixed places, and what
+/// part of RAM could not be mapped.
+pub(super) fn init(ram: &RamMap) -> (PfnRange, Option<OutOfTables>) {
+    ARENA.store(image_end_gpa(), Ordering::Relaxed);
+    protect_image();
+    let mut map = DirectMap { memory: Tables, pdpt: BootTable::PdptDirect.gpa() };
+    map.clear_first_directory();
+    let unmapped = ram.ranges().iter().find_map(|range| map.map(*range).err());
+    // The identity map has served; null is nobody's address from here on.
+    Tables.write(BootTable::Pml4.gpa(), 0, 0);
+    // SAFETY: the same root: only what is not RAM, and what nobody uses any more, has lost its mapping.
+    unsafe { gate::load_cr3(BootTable::Pml4.gpa()) };
+    let used = (IMAGE_GPA, ARENA.load(Ordering::Relaxed));
+    let used = PfnRange::new(Pfn::containing(used.0), Pfn::containing(used.1));
+    (used.unwrap_or_else(|| unreachable!("the arena starts behind the image")), unmapped)
+}
+
+/// Text is read-only, everything else not executable, the arena not in the image's mapping, the nucleus' own pages not
+/// in the direct map.
+fn protect_image() {
+    let (text, rodata) =
+        (symbol_gpa(&raw const image_text_start), symbol_gpa(&raw const image_rodata_start));
+    let (data, end) = (symbol_gpa(&raw const image_data_start), image_end_gpa());
+    let mut gpa = IMAGE_GPA;
+    for index in 0..ENTRIES {
+        if gpa >= text && gpa < ARENA_END_GPA {
+            let image = match gpa {
+                _ if gpa < rodata => gpa | entry::CODE,
+                _ if gpa < data => gpa | entry::READ_ONLY,
+                _ if gpa < end => gpa | entry::DATA,
+                _ => 0,
+            };
+            Tables.write(BootTable::PtImage.gpa(), index, image);
+            if gpa < data {
+                Tables.write(BootTable::PtImageDirect.gpa(), index, gpa | entry::READ_ONLY);
+            }
+        } else if gpa < NUCLEUS - KERNEL_BASE + PRIVATE_PAGES * PAGE {
+            Tables.write(BootTable::PtImageDirect.gpa(), index, 0);
+        }
+        gpa += PAGE;
+    }
+}
+
+/// Maps device registers, uncached; returns the virtual address, or `None` when `gpa..gpa + bytes` is out of reach or
+/// no window is left. A window maps 2 MiB, so neighbours share it.
+pub(super) fn map_device(gpa: u64, bytes: u64) -> Option<u64> {
+    let first = gpa & !(LARGE_PAGE - 1);
+    let end = gpa.checked_add(bytes)?;
+    if end > DIRECT_MAP_LIMIT || end > first + LARGE_PAGE {
+        return None;
+    }
+    let directory = BootTable::PdDevices.gpa();
+    for index in 0..DEVICE_WINDOW_COUNT {
+        let found = Tables.read(directory, index);
+        if found == 0 {
+            Tables.write(directory, index, first | entry::DEVICE);
+        }
+        if found == 0 || found & entry::ADDRESS == first {
+            return Some(DEVICE_WINDOWS + index as u64 * LARGE_PAGE + (gpa - first));
+        }
+    }
+    None
+}

@@ -1,0 +1,54 @@
+//! The machine as the memory manager sees it.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use abi::Pfn;
+use guest_mm::platform::Platform;
+
+use super::{irq, paging, time};
+
+/// One past the last mapped frame.
+static FRAME_LIMIT: AtomicU64 = AtomicU64::new(0);
+
+/// This virtual machine.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Machine;
+
+impl Machine {
+    /// The machine, once the direct map covers RAM up to `limit`.
+    pub(super) fn new(limit: Pfn) -> Self {
+        FRAME_LIMIT.store(limit.number(), Ordering::Relaxed);
+        Self
+    }
+}
+
+// SAFETY: `frame_ptr` answers with the direct map, which maps every frame of RAM for good; a frame in a hole of the map
+// faults, which is a panic, as promised.
+unsafe impl Platform for Machine {
+    fn frame_ptr(&self, pfn: Pfn) -> NonNull<u8> {
+        assert!(pfn.number() < FRAME_LIMIT.load(Ordering::Relaxed), "{pfn} is no frame of RAM");
+        // SAFETY: the direct map lies in the upper half: no address in it is null.
+        unsafe { NonNull::new_unchecked(paging::direct(pfn.gpa())) }
+    }
+
+    fn cpu(&self) -> usize {
+        irq::cpu()
+    }
+
+    fn irq_save(&self) -> bool {
+        irq::mask()
+    }
+
+    fn irq_restore(&self, was_masked: bool) {
+        irq::restore(was_masked);
+    }
+
+    fn now_ns(&self) -> u64 {
+        time::now_ns()
+    }
+
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
+}
