@@ -18,6 +18,9 @@ mod counters;
 mod port;
 mod queue;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use abi::console::{CONFIG_BYTES, CONFIG_MAX_NR_PORTS, VIRTIO_CONSOLE_F_MULTIPORT};

@@ -25,6 +25,9 @@ mod desc;
 mod layout;
 mod virtqueue;
 
+#[cfg(test)]
+mod tests;
+
 pub use chain::{Buffers, ChainFault};
 pub use desc::{CheckedDesc, RawDesc};
 pub use layout::{LayoutFault, RingArea, RingLayout};

@@ -20,6 +20,9 @@ mod queues;
 mod registers;
 mod status;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use abi::mmio::CONFIG;
