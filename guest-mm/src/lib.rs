@@ -3,10 +3,17 @@
 //! `no_std` and without a privileged instruction: it reaches the machine only
 //! through [`platform::Platform`], so the same code runs in the guest, in the
 //! simulated machine and under model checkers.
-#![cfg_attr(not(any(test, loom)), no_std)]
+#![cfg_attr(not(any(test, loom, feature = "testing")), no_std)]
 
+pub mod buddy;
 #[cfg(not(loom))]
 pub mod console;
+pub mod memdesc;
+pub mod memory;
 pub mod platform;
+pub mod slab;
 pub mod store;
+pub mod sync;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod virtio;

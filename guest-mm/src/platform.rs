@@ -4,6 +4,8 @@ use core::ptr::NonNull;
 
 use abi::Pfn;
 
+use crate::sync::HeldLocks;
+
 /// Largest number of CPUs, the length of per-CPU arrays.
 pub const MAX_CPUS: usize = 4;
 
@@ -15,14 +17,22 @@ pub const MAX_CPUS: usize = 4;
 ///
 /// # Safety
 /// Implementors promise what [`Self::frame_ptr`] says: callers dereference the
-/// pointer.
+/// pointer. [`Self::frame_of`] is its inverse.
 pub unsafe trait Platform: Sync {
     /// The frame's first byte in the direct map: 4096-aligned, valid for reads
-    /// and writes of 4096 bytes for as long as the platform lives.
+    /// and writes for as long as the platform lives, whoever holds it.
+    ///
+    /// Frames that follow each other in one range of RAM follow each other in
+    /// the direct map too, and the pointer may be moved over the whole range:
+    /// tables and blocks of higher order are used as one piece.
     ///
     /// # Panics
     /// If `pfn` is not a frame of RAM: a caller's bug.
     fn frame_ptr(&self, pfn: Pfn) -> NonNull<u8>;
+
+    /// The frame whose direct mapping holds the byte at `address`, or `None`
+    /// if the address lies outside the direct map. Never dereferences it.
+    fn frame_of(&self, address: usize) -> Option<Pfn>;
 
     /// The CPU that runs the caller, below [`MAX_CPUS`]; stable while masked.
     fn cpu(&self) -> usize;
@@ -39,6 +49,12 @@ pub unsafe trait Platform: Sync {
     /// Called in every iteration of a spin: PAUSE on a machine, a scheduling
     /// point in the simulator.
     fn relax(&self);
+
+    /// Where the lock-order checker of debug builds notes the locks that each
+    /// CPU holds; `None` switches the checker off.
+    fn held_locks(&self) -> Option<&HeldLocks> {
+        None
+    }
 
     /// Asks whether the step at `site` shall fail; always `false` on a real machine.
     fn inject_fault(&self, _site: FaultSite) -> bool {

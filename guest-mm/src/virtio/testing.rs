@@ -71,6 +71,11 @@ unsafe impl Platform for TestRam {
         unsafe { self.pages.add(index * 4096) }
     }
 
+    fn frame_of(&self, address: usize) -> Option<Pfn> {
+        let index = address.checked_sub(self.pages.addr().get())? / 4096;
+        (index < self.count).then(|| Pfn::new(index as u64)).flatten()
+    }
+
     fn cpu(&self) -> usize {
         0
     }

@@ -32,6 +32,12 @@ unsafe impl Platform for Machine {
         unsafe { NonNull::new_unchecked(paging::direct(pfn.gpa())) }
     }
 
+    fn frame_of(&self, address: usize) -> Option<Pfn> {
+        let offset = address.checked_sub(paging::direct(0).addr())?;
+        let pfn = Pfn::containing(u64::try_from(offset).ok()?);
+        (pfn.number() < FRAME_LIMIT.load(Ordering::Relaxed)).then_some(pfn)
+    }
+
     fn cpu(&self) -> usize {
         irq::cpu()
     }

@@ -1,0 +1,247 @@
+//! Handles of allocated frames.
+
+use core::fmt;
+
+use abi::{PageCount, Pfn, PfnRange};
+
+use super::Memory;
+use crate::buddy::Gfp;
+use crate::memdesc::{Block, BlockKind, Memdesc, Order, TransitionError, Word};
+use crate::platform::Platform;
+
+/// A block that the holder owns: nobody else may touch, free or move it.
+///
+/// Made by [`Memory::alloc_frozen`], ended by [`Memory::free_frozen`] and its
+/// siblings or by taking the block on into another state. Dropping one leaks
+/// its frames, which the census then shows as frozen.
+#[must_use = "dropping a handle leaks its frames; free it"]
+#[derive(PartialEq, Eq)]
+pub struct FrozenFrames {
+    head: Pfn,
+    order: Order,
+    kind: BlockKind,
+    reported: bool,
+}
+
+impl FrozenFrames {
+    /// The handle of a block whose word says frozen.
+    pub(super) const fn own(head: Pfn, order: Order, reported: bool) -> Self {
+        Self { head, order, kind: BlockKind::Frozen, reported }
+    }
+
+    /// Makes the handle again from what [`Self::into_raw`] returned.
+    ///
+    /// # Safety
+    /// The caller owns the block: it was allocated with this order, and its
+    /// handle is gone. A wrong value is refused when the block is freed, but
+    /// until then two owners may write to the same frames.
+    pub const unsafe fn from_raw(head: Pfn, order: Order) -> Self {
+        Self::own(head, order, false)
+    }
+
+    /// Gives up the handle but not the frames.
+    pub const fn into_raw(self) -> (Pfn, Order) {
+        (self.head, self.order)
+    }
+
+    /// First frame, a multiple of the block's pages.
+    pub const fn head(&self) -> Pfn {
+        self.head
+    }
+
+    /// log2 of the pages.
+    pub const fn order(&self) -> Order {
+        self.order
+    }
+
+    /// Number of pages.
+    pub const fn pages(&self) -> PageCount {
+        self.order.pages()
+    }
+
+    /// The frames.
+    pub fn range(&self) -> PfnRange {
+        // Blocks lie in RAM, which ends far below 2^64.
+        PfnRange::from_start(self.head, self.pages())
+            .unwrap_or_else(|| unreachable!("a block of RAM ends below 2^64"))
+    }
+
+    /// Whether the host held no memory for any of the frames when they were
+    /// allocated, so that they read as zero until somebody writes.
+    pub const fn was_reported(&self) -> bool {
+        self.reported
+    }
+
+    /// What the block's word says it is; see [`Memory::retype`].
+    pub const fn kind(&self) -> BlockKind {
+        self.kind
+    }
+
+    pub(super) const fn word(&self) -> Word {
+        Memdesc::Block(Block::new(self.kind, self.order)).encode()
+    }
+}
+
+impl fmt::Debug for FrozenFrames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FrozenFrames({:?}, {:?}, {:?})", self.head, self.order, self.kind)
+    }
+}
+
+/// A handle that could not be split: it is a single page, or its word is not
+/// what the handle says.
+#[derive(Debug)]
+pub struct SplitError<B> {
+    /// The block, unchanged.
+    pub block: B,
+    /// `None` for a single page.
+    pub cause: Option<TransitionError>,
+}
+
+impl<P: Platform> Memory<P> {
+    /// The block's bytes.
+    pub fn bytes_mut<'a>(&'a self, frames: &'a mut FrozenFrames) -> &'a mut [u8] {
+        let len = usize::try_from(frames.pages().bytes())
+            .unwrap_or_else(|_| unreachable!("a block is at most 4 MiB"));
+        let start = self.platform.frame_ptr(frames.head);
+        // SAFETY: the direct map is contiguous over the block and lives as long as
+        // the platform (`Platform::frame_ptr`); any byte is a valid u8; the handle
+        // owns the frames and is borrowed exclusively, so no other reference exists.
+        unsafe { core::slice::from_raw_parts_mut(start.as_ptr(), len) }
+    }
+
+    /// The block's bytes, for reading.
+    pub fn bytes<'a>(&'a self, frames: &'a FrozenFrames) -> &'a [u8] {
+        let len = usize::try_from(frames.pages().bytes())
+            .unwrap_or_else(|_| unreachable!("a block is at most 4 MiB"));
+        let start = self.platform.frame_ptr(frames.head);
+        // SAFETY: as in `bytes_mut`; only the handle's owner can write, and it lends
+        // the handle for as long as the slice lives.
+        unsafe { core::slice::from_raw_parts(start.as_ptr(), len) }
+    }
+
+    /// Notes in the block's word what the owner uses it for.
+    ///
+    /// # Errors
+    /// The table does not let an allocated block become `kind` (only `Driver`,
+    /// `Vmalloc` and their like), or the word is not what the handle says.
+    pub fn retype(
+        &self,
+        frames: &mut FrozenFrames,
+        kind: BlockKind,
+    ) -> Result<(), TransitionError> {
+        if frames.kind == kind {
+            return Ok(());
+        }
+        let old = frames.word();
+        let frozen = Memdesc::Block(Block::new(BlockKind::Frozen, frames.order)).encode();
+        let new = Memdesc::Block(Block::new(kind, frames.order)).encode();
+        if kind == BlockKind::Report || kind == BlockKind::Reserved || kind == BlockKind::Empty {
+            let from = crate::memdesc::State::held(frames.kind.kind());
+            let to = crate::memdesc::State::held(kind.kind());
+            return Err(TransitionError::Illegal { from, to });
+        }
+        if old != frozen {
+            self.transition(frames.head, old, frozen)?;
+            frames.kind = BlockKind::Frozen;
+        }
+        if new != frozen {
+            self.transition(frames.head, frozen, new)?;
+            frames.kind = kind;
+        }
+        Ok(())
+    }
+
+    /// Cuts a block in two halves, lower first.
+    ///
+    /// # Errors
+    /// The block is a single page or not of kind frozen; it comes back.
+    pub fn split_frozen(
+        &self,
+        frames: FrozenFrames,
+    ) -> Result<(FrozenFrames, FrozenFrames), SplitError<FrozenFrames>> {
+        let Some(half) = frames.order.down() else {
+            return Err(SplitError { block: frames, cause: None });
+        };
+        let lower = FrozenFrames::own(frames.head, half, frames.reported);
+        let upper = FrozenFrames::own(upper_half(frames.head, half), half, frames.reported);
+        match self
+            .split_words((frames.head, frames.word(), lower.word()), (upper.head, upper.word()))
+        {
+            Ok(()) => Ok((lower, upper)),
+            Err(cause) => Err(SplitError { block: frames, cause: Some(cause) }),
+        }
+    }
+
+    /// Turns the tail `upper` into a head, then shrinks `lower` from one word
+    /// to another: at no time a frame is without a head.
+    pub(super) fn split_words(
+        &self,
+        (lower, old, new): (Pfn, Word, Word),
+        (upper, head): (Pfn, Word),
+    ) -> Result<(), TransitionError> {
+        let tail = crate::buddy::tail_word(upper);
+        self.transition(upper, tail, head)?;
+        self.transition(lower, old, new)
+    }
+
+    /// One step of a frame's word through the transition table.
+    pub(super) fn transition(&self, pfn: Pfn, from: Word, to: Word) -> Result<(), TransitionError> {
+        match self.map.words.cell(pfn) {
+            Ok(cell) => cell.transition(from, to),
+            // A handle of another machine's memory.
+            Err(_) => Err(TransitionError::Raced { found: Word::EMPTY }),
+        }
+    }
+
+    /// Gives a single frame a descriptor: its word becomes `word`.
+    pub(crate) fn describe(
+        &self,
+        frames: &FrozenFrames,
+        word: Word,
+    ) -> Result<(), TransitionError> {
+        debug_assert_eq!(frames.order, Order::ZERO, "tails would have to repeat the word");
+        self.transition(frames.head, frames.word(), word)
+    }
+
+    /// Takes a single frame's descriptor away.
+    pub(crate) fn undescribe(
+        &self,
+        frames: &FrozenFrames,
+        word: Word,
+    ) -> Result<(), TransitionError> {
+        self.transition(frames.head, word, frames.word())
+    }
+
+    /// Allocates blocks of `pages` in total, the largest first, and calls `each`
+    /// with every one. Returns the pages that could not be had.
+    pub fn alloc_many(
+        &self,
+        pages: PageCount,
+        largest: Order,
+        gfp: Gfp,
+        each: &mut dyn FnMut(FrozenFrames),
+    ) -> PageCount {
+        let mut left = pages;
+        let mut order = largest;
+        while !left.is_zero() {
+            order = order.min(Order::fitting(left.get()));
+            match self.alloc_frozen(order, gfp) {
+                Ok(frames) => {
+                    left = left.saturating_sub(frames.pages());
+                    each(frames);
+                }
+                Err(_) => match order.down() {
+                    Some(smaller) => order = smaller,
+                    None => break,
+                },
+            }
+        }
+        left
+    }
+}
+
+/// First frame of a block's upper half.
+pub(super) fn upper_half(head: Pfn, half: Order) -> Pfn {
+    head.checked_add(half.pages()).unwrap_or_else(|| unreachable!("a block of RAM ends below 2^64"))
+}

@@ -1,0 +1,12 @@
+//! Locks and atomics, with a shim for the loom model checker.
+//!
+//! Under `--cfg loom` the atomics and cells of [`shim`] are loom's, so the very
+//! code that runs in the guest is explored by the models in
+//! `tests/loom.rs`. Lock order: [`lock_order`].
+
+pub mod lock_order;
+pub mod shim;
+pub mod spinlock;
+
+pub use lock_order::{HeldLocks, LockClass};
+pub use spinlock::{SpinGuard, SpinLock};
