@@ -89,7 +89,9 @@ impl InflateWindow {
         };
         counters.repeated_pages += repeated;
         counters.claimed_pages += pages.count();
-        counters.window_pages.record(pages.count());
+        if budget < WINDOW_PFNS {
+            counters.window_pages.record(pages.count());
+        }
         end
     }
 

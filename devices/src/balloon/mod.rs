@@ -32,3 +32,6 @@ pub use counters::{BalloonCounters, QueueCounters};
 pub use device::{Balloon, BalloonOptions, ReleaseMode, TargetError};
 pub use histogram::Histogram;
 pub use release::{ReleaseDone, ReleaseJob};
+
+#[cfg(test)]
+mod tests;
