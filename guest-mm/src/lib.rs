@@ -11,9 +11,11 @@ pub mod console;
 pub mod memdesc;
 pub mod memory;
 pub mod platform;
+pub mod rcu;
 pub mod slab;
 pub mod store;
 pub mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod virtio;
+pub mod xarray;

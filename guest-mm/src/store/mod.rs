@@ -1,7 +1,7 @@
 //! The set of frames that the balloon holds, as blocks.
 //!
-//! [`PfnStore`] is what the balloon driver and the census see; `XArrayStore`
-//! (the default) and `BitmapStore` implement it. The order of an inflation is
+//! [`PfnStore`] is what the balloon driver and the census see; [`XArrayStore`]
+//! (the default) and [`BitmapStore`] implement it. The order of an inflation is
 //! fixed: reserve here, take the frames from the buddy allocator, make their
 //! words Offline, [commit](Reservation::commit), publish the buffer, and
 //! [settle](PfnStore::set_state) the block once the host has used the buffer. So
@@ -10,11 +10,16 @@
 //!
 //! Every method takes the store's own lock (class XArray) for its duration and
 //! may be called from any CPU. Design and figures: `docs/pfn-store.md`.
-//!
 
+mod bitmap;
 mod block;
+mod planes;
+mod xarray;
 
+pub use bitmap::{BitmapReservation, BitmapSplit, BitmapStore};
 pub use block::{Block, BlockState, MAX_BLOCK_ORDER, StoredBlock};
+
+pub use xarray::{XArrayReservation, XArraySplit, XArrayStore};
 
 use core::fmt;
 

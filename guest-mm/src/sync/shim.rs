@@ -1,9 +1,13 @@
 //! Atomics and the unsafe cell: `core`'s, or loom's under `--cfg loom`.
 
 #[cfg(not(loom))]
-pub use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+pub use core::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, fence,
+};
 #[cfg(loom)]
-pub use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+pub use loom::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, fence,
+};
 
 #[cfg(loom)]
 pub use loom::cell::UnsafeCell;

@@ -1,0 +1,122 @@
+//! A host platform and a heap allocator of nodes that fails on demand.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+
+use abi::Pfn;
+use guest_mm::platform::Platform;
+use guest_mm::xarray::{Node, NodeAlloc};
+
+/// A machine without RAM: enough for locks and read sections.
+#[derive(Debug, Default)]
+pub struct HostPlatform;
+
+// SAFETY: `frame_ptr` never returns.
+unsafe impl Platform for HostPlatform {
+    fn frame_ptr(&self, pfn: Pfn) -> NonNull<u8> {
+        panic!("{pfn} is no frame: this platform has no RAM")
+    }
+
+    fn frame_of(&self, _address: usize) -> Option<Pfn> {
+        None
+    }
+
+    fn cpu(&self) -> usize {
+        0
+    }
+
+    fn irq_save(&self) -> bool {
+        false
+    }
+
+    fn irq_restore(&self, _was_masked: bool) {}
+
+    fn now_ns(&self) -> u64 {
+        0
+    }
+
+    fn relax(&self) {
+        std::thread::yield_now();
+    }
+}
+
+/// Nodes from the heap. Counts them, and fails when told to.
+#[derive(Debug)]
+pub struct HeapNodes {
+    platform: HostPlatform,
+    live: AtomicUsize,
+    allocated: AtomicUsize,
+    /// Allocations that still succeed; negative for no limit.
+    budget: AtomicIsize,
+}
+
+impl HeapNodes {
+    pub fn new() -> Self {
+        Self {
+            platform: HostPlatform,
+            live: AtomicUsize::new(0),
+            allocated: AtomicUsize::new(0),
+            budget: AtomicIsize::new(-1),
+        }
+    }
+
+    /// Lets `n` more allocations succeed, then none.
+    pub fn fail_after(&self, n: usize) {
+        self.budget.store(isize::try_from(n).unwrap(), Ordering::Relaxed);
+    }
+
+    pub fn succeed(&self) {
+        self.budget.store(-1, Ordering::Relaxed);
+    }
+
+    /// Nodes handed out and not freed.
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Nodes ever handed out.
+    pub fn allocated(&self) -> usize {
+        self.allocated.load(Ordering::Relaxed)
+    }
+}
+
+// SAFETY: fresh heap memory of the node's layout, freed by `free_node` only.
+unsafe impl NodeAlloc for &HeapNodes {
+    type Platform = HostPlatform;
+
+    fn platform(&self) -> &HostPlatform {
+        &self.platform
+    }
+
+    fn alloc_node(&self) -> Option<NonNull<Node>> {
+        match self.budget.load(Ordering::Relaxed) {
+            0 => return None,
+            limited @ 1.. => self.budget.store(limited - 1, Ordering::Relaxed),
+            _ => {}
+        }
+        // SAFETY: a node is not zero-sized.
+        let memory = NonNull::new(unsafe { alloc(Layout::new::<Node>()) })?;
+        self.live.fetch_add(1, Ordering::Relaxed);
+        self.allocated.fetch_add(1, Ordering::Relaxed);
+        Some(memory.cast())
+    }
+
+    unsafe fn free_node(&self, node: NonNull<Node>) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+        // Poison: a use after free reads garbage instead of the old content.
+        // SAFETY: the node's memory, the caller's no more.
+        unsafe { node.cast::<u8>().write_bytes(0xa5, size_of::<Node>()) };
+        // SAFETY: from `alloc_node`, with the same layout.
+        unsafe { dealloc(node.cast().as_ptr(), Layout::new::<Node>()) };
+    }
+}
+
+impl Drop for HeapNodes {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert_eq!(self.live(), 0, "nodes leaked");
+        }
+    }
+}
