@@ -1,5 +1,6 @@
 //! The aerostat VMM: KVM, boot, memory slots, vCPUs, event loop, control server and CLI.
 
+pub mod cli;
 pub mod control;
 pub mod exit_code;
 pub mod guest_image;

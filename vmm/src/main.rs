@@ -1,2 +1,8 @@
 //! The `aerostat` command.
-fn main() {}
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    aerostat::cli::main(Instant::now())
+}

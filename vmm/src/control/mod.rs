@@ -23,4 +23,5 @@ mod socket;
 pub use limits::Limits;
 pub use router::endpoints;
 pub use server::ControlServer;
+pub(crate) use socket::is_live;
 pub use socket::{ControlSocket, SocketError, default_socket, runtime_dir};

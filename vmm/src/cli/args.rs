@@ -1,0 +1,303 @@
+//! What the command line may say.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use abi::platform::MAX_VCPUS;
+use aerostat_api::Size;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use guest_ram::BackingKind;
+
+use super::value::{self, BalloonOptions, OnResetArgument};
+
+/// A KVM micro-VMM whose subject is guest memory.
+///
+/// `aerostat demo` shows in a few seconds what it does. `aerostat run` starts a VM in this
+/// terminal; the other commands find it by themselves as long as it is the only one.
+///
+/// Sizes are bytes, or whole numbers with K, M or G (powers of 1024). They are never rounded.
+#[derive(Debug, Parser)]
+#[command(name = "aerostat", version, disable_help_subcommand = true, verbatim_doc_comment)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Start a VM and stay until it ends
+    Run(Box<RunOptions>),
+    /// Boot the embedded guest, move its balloon, show what the host really got back
+    Demo(DemoOptions),
+    /// Show or resize the balloon of a running VM
+    #[command(subcommand)]
+    Balloon(BalloonCommand),
+    /// Run a scenario in the guest; its exit code becomes this command's
+    Exec(ExecOptions),
+    /// Show what a running VM is
+    Info(QueryOptions),
+    /// Stop the vCPUs of a running VM
+    Pause(Target),
+    /// Let the vCPUs of a paused VM run again
+    Resume(Target),
+    /// Ask the guest to power off, and end the VM when it does not
+    Stop(StopOptions),
+    /// Print every counter as Prometheus text
+    Metrics(Target),
+    /// Write the embedded guest to a file, to boot it on another VMM
+    Guest(GuestOptions),
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub(super) struct RunOptions {
+    #[command(flatten)]
+    pub(super) memory: MemoryOptions,
+    /// vCPUs, 1 to 4
+    #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_VCPUS)))]
+    pub(super) vcpus: u8,
+    /// Kernel to boot: an ELF file with a PVH note [default: the embedded guest]
+    #[arg(long, value_name = "PATH")]
+    pub(super) kernel: Option<PathBuf>,
+    /// Kernel command line, before the device announcements
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    pub(super) cmdline: Option<String>,
+    /// Balloon options: target=SIZE. There always is a balloon; its target is 0 unless set
+    #[arg(long, value_name = "OPTIONS", value_parser = value::balloon_options)]
+    pub(super) balloon: Option<BalloonOptions>,
+    /// Populate guest RAM before the guest starts
+    #[arg(long)]
+    pub(super) prefault: bool,
+    /// What a guest reset does
+    #[arg(long, value_name = "WHAT", default_value = "exit")]
+    pub(super) on_reset: OnResetArgument,
+    /// Control socket [default: vm-PID.sock in $XDG_RUNTIME_DIR/aerostat, else in /tmp/aerostat-UID]
+    #[arg(long, value_name = "PATH")]
+    pub(super) api_sock: Option<PathBuf>,
+    /// Check the options and this host, say what would run, and start nothing
+    #[arg(long)]
+    pub(super) check: bool,
+    /// What to log on standard error
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    pub(super) log_level: LogLevel,
+}
+
+/// Guest RAM, for `run` and `demo`.
+#[derive(Debug, Args)]
+pub(super) struct MemoryOptions {
+    /// Guest RAM, 2M to 64G
+    #[arg(long = "memory", value_name = "SIZE", default_value = "256M")]
+    #[arg(value_parser = value::memory, allow_hyphen_values = true)]
+    pub(super) size: Size,
+    /// Host memory behind guest RAM: anon, memfd
+    #[arg(long, value_name = "KIND", default_value_t = BackingKind::Anon)]
+    pub(super) backing: BackingKind,
+}
+
+/// What `--log-level` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl From<LogLevel> for log::LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Off => Self::Off,
+            LogLevel::Error => Self::Error,
+            LogLevel::Warn => Self::Warn,
+            LogLevel::Info => Self::Info,
+            LogLevel::Debug => Self::Debug,
+            LogLevel::Trace => Self::Trace,
+        }
+    }
+}
+
+/// Options of `demo`.
+#[derive(Debug, Args)]
+pub(super) struct DemoOptions {
+    #[command(flatten)]
+    pub(super) memory: MemoryOptions,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Which VM a client command means.
+#[derive(Debug, Args)]
+pub(super) struct Target {
+    /// Control socket of the VM [default: that of the only running VM]
+    #[arg(long, value_name = "PATH", env = aerostat_api::SOCKET_ENV, hide_env_values = true)]
+    pub(super) api_sock: Option<PathBuf>,
+}
+
+/// Options of a query.
+#[derive(Debug, Args)]
+pub(super) struct QueryOptions {
+    #[command(flatten)]
+    pub(super) target: Target,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BalloonCommand {
+    /// Show sizes, driver, and what the host really holds
+    Get(QueryOptions),
+    /// Resize the balloon to SIZE; 0 gives everything back to the guest
+    Set {
+        /// Absolute size of the balloon
+        #[arg(value_parser = value::pages, allow_hyphen_values = true)]
+        size: Size,
+        #[command(flatten)]
+        wait: WaitOptions,
+    },
+    /// Take SIZE more from the guest than the present target
+    Inflate {
+        /// How much more
+        #[arg(value_parser = value::some_pages, allow_hyphen_values = true)]
+        size: Size,
+        #[command(flatten)]
+        wait: WaitOptions,
+    },
+    /// Give SIZE back to the guest, or everything
+    Deflate {
+        /// How much; without it everything
+        #[arg(value_parser = value::some_pages, allow_hyphen_values = true)]
+        size: Option<Size>,
+        #[command(flatten)]
+        wait: WaitOptions,
+    },
+}
+
+/// How a resize is waited for. It ends as reached (exit code 0), stalled (10), timed out (11) or
+/// superseded (12).
+#[derive(Debug, Args)]
+pub(super) struct WaitOptions {
+    #[command(flatten)]
+    pub(super) target: Target,
+    /// Return when the resize has begun
+    #[arg(long)]
+    pub(super) no_wait: bool,
+    /// End the resize as timed out (exit code 11) after this long: 500ms, 5s, 2m
+    #[arg(long, value_name = "TIME", value_parser = value::duration, allow_hyphen_values = true)]
+    pub(super) timeout: Option<Duration>,
+    /// Print the operation as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Options of `exec`.
+#[derive(Debug, Args)]
+pub(super) struct ExecOptions {
+    #[command(flatten)]
+    pub(super) target: Target,
+    /// Print the output as JSON lines
+    #[arg(long)]
+    pub(super) json: bool,
+    /// List the guest's scenarios
+    #[arg(long, conflicts_with = "scenario")]
+    pub(super) list: bool,
+    /// Name of the scenario: touch, verify, census, ...
+    #[arg(required_unless_present = "list")]
+    pub(super) scenario: Option<String>,
+    /// Its arguments; aerostat's own options are taken out unless they follow `--`
+    #[arg(value_name = "ARGS")]
+    pub(super) args: Vec<String>,
+}
+
+/// Options of `stop`.
+#[derive(Debug, Args)]
+pub(super) struct StopOptions {
+    #[command(flatten)]
+    pub(super) target: Target,
+    /// How long the guest may take: 500ms, 5s, 2m
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    #[arg(value_parser = value::duration, allow_hyphen_values = true)]
+    pub(super) timeout: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Options of `guest`.
+#[derive(Debug, Args)]
+pub(super) struct GuestOptions {
+    /// Where to write it; an existing file is replaced
+    #[arg(long, value_name = "PATH")]
+    pub(super) write: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, String> {
+        let words = line.split_whitespace();
+        Arguments::try_parse_from(words).map(|a| a.command).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn options_after_a_size_are_options_and_not_sizes() {
+        for line in [
+            "aerostat balloon set 4K --no-wait",
+            "aerostat balloon set --no-wait 4K",
+            "aerostat balloon deflate --no-wait",
+            "aerostat balloon deflate --no-wait 4K",
+        ] {
+            match parse(line) {
+                Ok(Command::Balloon(
+                    BalloonCommand::Set { wait, .. } | BalloonCommand::Deflate { wait, .. },
+                )) => assert!(wait.no_wait, "{line}"),
+                other => panic!("{line}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_negative_size_is_refused_as_a_size() {
+        for line in ["aerostat balloon set -4K", "aerostat balloon deflate -4K"] {
+            let message = parse(line).unwrap_err();
+            assert!(message.contains("\"-4K\" is no size"), "{line}: {message}");
+        }
+    }
+
+    #[test]
+    fn scenario_arguments_pass_through_and_options_are_taken_out() {
+        let parsed = parse("aerostat exec touch all --json -- --x");
+        let Ok(Command::Exec(options)) = parsed else { panic!("{parsed:?}") };
+        assert!(options.json);
+        assert_eq!(options.scenario.as_deref(), Some("touch"));
+        assert_eq!(options.args, ["all", "--x"]);
+    }
+
+    #[test]
+    fn vcpus_name_value_and_range() {
+        for value in ["0", "5", "300", "-1", "x"] {
+            let message = parse(&format!("aerostat run --vcpus {value}")).unwrap_err();
+            assert!(message.contains(value), "{message}");
+        }
+        assert!(parse("aerostat run --vcpus 5").unwrap_err().contains("1..=4"));
+    }
+
+    #[test]
+    fn backings_are_taken_by_name_only() {
+        assert!(parse("aerostat run --backing memfd").is_ok());
+        let message = parse("aerostat run --backing thp").unwrap_err();
+        assert!(message.contains("anon, memfd"), "{message}");
+    }
+}

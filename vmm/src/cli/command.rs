@@ -1,0 +1,69 @@
+//! Commands that are one request.
+
+use aerostat_api::RunState;
+
+use super::args::{QueryOptions, StopOptions, Target};
+use super::failure::Failure;
+use super::output;
+use crate::exit_code;
+
+pub(super) fn info(query: &QueryOptions) -> Result<u8, Failure> {
+    let vm = query.target.client()?.vm_status()?;
+    if query.json {
+        output::json(&vm)?;
+        return Ok(exit_code::SUCCESS);
+    }
+    let since_exec = |micros: Option<u64>| match micros {
+        Some(micros) => format!("{}.{:03} ms after exec", micros / 1000, micros % 1000),
+        None => "not yet".into(),
+    };
+    let kvm = match vm.kvm.as_str() {
+        "software" => "software (ring 0 is interpreted: absolute times do not compare)".into(),
+        _ => vm.kvm,
+    };
+    output::fields(&[
+        ("id", vm.id),
+        ("state", vm.state),
+        ("process", vm.pid.to_string()),
+        ("version", vm.version),
+        ("memory", output::size(vm.ram_bytes)),
+        ("backing", vm.backing),
+        ("vcpus", vm.vcpus.to_string()),
+        ("kvm", kvm),
+        ("kernel", vm.kernel),
+        ("cmdline", vm.cmdline),
+        ("first byte", since_exec(vm.first_byte_us)),
+        ("ready", since_exec(vm.ready_us)),
+    ])?;
+    Ok(exit_code::SUCCESS)
+}
+
+pub(super) fn pause(target: &Target) -> Result<u8, Failure> {
+    target.client()?.set_run_state(RunState::Paused)?;
+    Ok(exit_code::SUCCESS)
+}
+
+pub(super) fn resume(target: &Target) -> Result<u8, Failure> {
+    target.client()?.set_run_state(RunState::Resumed)?;
+    Ok(exit_code::SUCCESS)
+}
+
+pub(super) fn stop(options: &StopOptions) -> Result<u8, Failure> {
+    let outcome = options.target.client()?.stop(options.timeout)?;
+    if options.json {
+        output::json(&outcome)?;
+    } else if outcome.by_guest {
+        output::line("stopped: the guest powered off")?;
+    } else {
+        output::line(format!(
+            "stopped: the guest did not power off within {:?} and was ended",
+            options.timeout
+        ))?;
+    }
+    Ok(exit_code::SUCCESS)
+}
+
+pub(super) fn metrics(target: &Target) -> Result<u8, Failure> {
+    output::raw(&target.client()?.metrics()?)?;
+    Ok(exit_code::SUCCESS)
+}

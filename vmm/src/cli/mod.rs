@@ -1,0 +1,69 @@
+//! The command line: one binary that is the VMM and the client that commands it.
+//!
+//! `run` is the VMM; `demo` starts one and commands it; `guest` needs neither
+//! KVM nor a VM; everything else is a client of a control socket. Sizes are
+//! refused, never rounded. Exit codes: [`crate::exit_code`], docs/cli.md.
+
+mod args;
+mod balloon;
+mod command;
+mod demo;
+mod discover;
+mod exec;
+mod failure;
+mod guest;
+mod output;
+mod resize;
+mod run;
+mod value;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+use crate::exit_code;
+use args::{Arguments, Command};
+use failure::Failure;
+
+/// Runs the command line of this process, which began at `started`.
+pub fn main(started: Instant) -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return say_usage(&error),
+    };
+    match dispatch(arguments.command, started) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.say();
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn dispatch(command: Command, started: Instant) -> Result<u8, Failure> {
+    match command {
+        Command::Run(options) => run::run(*options, started),
+        Command::Demo(options) => demo::demo(&options),
+        Command::Balloon(command) => balloon::balloon(command),
+        Command::Exec(options) => exec::exec(options),
+        Command::Info(query) => command::info(&query),
+        Command::Pause(target) => command::pause(&target),
+        Command::Resume(target) => command::resume(&target),
+        Command::Stop(options) => command::stop(&options),
+        Command::Metrics(target) => command::metrics(&target),
+        Command::Guest(options) => guest::write(&options),
+    }
+}
+
+/// Prints help, version or what is wrong with the arguments.
+fn say_usage(error: &clap::Error) -> ExitCode {
+    // A terminal that is gone needs no help text.
+    error.print().ok();
+    #[expect(clippy::wildcard_enum_match_arm, reason = "foreign enum without end")]
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::from(exit_code::SUCCESS),
+        _ => ExitCode::from(exit_code::BAD_ARGUMENTS),
+    }
+}

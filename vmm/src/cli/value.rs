@@ -1,0 +1,135 @@
+//! Values on the command line: parsed once, refused with the allowed range.
+
+use std::time::Duration;
+
+use abi::PageCount;
+use abi::platform::MAX_RAM_BYTES;
+use aerostat_api::{Size, SizeError};
+use clap::ValueEnum;
+
+use crate::vm::config::{MIN_RAM_BYTES, OnReset};
+
+/// A size in whole pages.
+pub(super) fn pages(text: &str) -> Result<Size, String> {
+    parse(text)?.whole_pages().map_err(|e| e.to_string())
+}
+
+/// A size in whole pages that is more than nothing.
+pub(super) fn some_pages(text: &str) -> Result<Size, String> {
+    pages(text)?.nonzero().map_err(|e| e.to_string())
+}
+
+/// A size that guest RAM can have.
+pub(super) fn memory(text: &str) -> Result<Size, String> {
+    let (least, most) = (Size::from_bytes(MIN_RAM_BYTES), Size::from_bytes(MAX_RAM_BYTES));
+    let size = parse(text)?;
+    if !(least..=most).contains(&size) {
+        let (least, most) = (least.human(), most.human());
+        return Err(format!("{size} is out of range; allowed: {least} to {most}"));
+    }
+    size.whole_pages().map_err(|e| e.to_string())
+}
+
+fn parse(text: &str) -> Result<Size, String> {
+    text.parse().map_err(|e: SizeError| e.to_string())
+}
+
+/// `500ms`, `5s`, `2m`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let refuse = || format!("{text:?} is no duration; write a whole number with ms, s or m: 5s");
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| refuse())?;
+    let millis = match unit {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1000),
+        "m" => number.checked_mul(60_000),
+        _ => None,
+    };
+    millis.map(Duration::from_millis).ok_or_else(refuse)
+}
+
+/// Options of `--balloon`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct BalloonOptions {
+    /// Absolute target that the balloon starts with.
+    pub(super) target: PageCount,
+}
+
+/// `target=SIZE`, comma-separated with what is to come.
+pub(super) fn balloon_options(text: &str) -> Result<BalloonOptions, String> {
+    let mut options = BalloonOptions::default();
+    for option in text.split(',') {
+        match option.split_once('=') {
+            Some(("target", size)) => {
+                options.target = PageCount::from_bytes_exact(pages(size)?.bytes())
+                    .ok_or_else(|| format!("target={size} is no whole number of pages"))?;
+            }
+            Some(_) | None => {
+                return Err(format!("unknown balloon option {option:?}; allowed: target=SIZE"));
+            }
+        }
+    }
+    Ok(options)
+}
+
+/// What `--on-reset` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum OnResetArgument {
+    /// End the VM with exit code 3
+    Exit,
+    /// Restart the guest in place; the balloon target survives
+    Reboot,
+}
+
+impl From<OnResetArgument> for OnReset {
+    fn from(argument: OnResetArgument) -> Self {
+        match argument {
+            OnResetArgument::Exit => Self::Exit,
+            OnResetArgument::Reboot => Self::Reboot,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_between_pages_are_refused_and_zero_only_where_it_does_nothing() {
+        assert_eq!(pages("0").map(Size::bytes), Ok(0));
+        assert!(pages("5000").unwrap_err().contains("4096 B or 8192 B"));
+        assert!(some_pages("0").unwrap_err().contains("4K or more"));
+        assert_eq!(some_pages("4K").map(Size::bytes), Ok(4096));
+    }
+
+    #[test]
+    fn memory_names_value_and_range() {
+        for text in ["0", "65G", "1M", "17592186048512"] {
+            let message = memory(text).unwrap_err();
+            assert!(message.contains("allowed: 2 MiB to 64 GiB"), "{message}");
+        }
+        assert!(memory("268435457").unwrap_err().contains("4 KiB"));
+        assert_eq!(memory("64G").map(Size::bytes), Ok(64 << 30));
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for text in ["", "5", "s", "-1s", "1.5s", "5h", "18446744073709551615m"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn unknown_balloon_options_are_refused_by_name() {
+        assert_eq!(balloon_options("target=4K").unwrap().target, PageCount::ONE);
+        for text in ["", "target", "reporting", "target=4K,x=1"] {
+            let message = balloon_options(text).unwrap_err();
+            assert!(message.contains("allowed: target=SIZE"), "{message}");
+        }
+        assert!(balloon_options("target=1").is_err());
+    }
+}
