@@ -16,6 +16,9 @@ use super::head::HeadNotes;
 use super::{ControlSocket, Limits};
 use crate::vm::handle::{Metric, VmHandle};
 
+/// Turns that connections get to notice that their clients have left before somebody is turned
+/// away: one to register with epoll, one to read, one to end.
+const SETTLE_TURNS: usize = 4;
 /// Stack of the control thread; its futures live on the heap.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -163,8 +166,7 @@ async fn serve(
                 }
             },
         };
-        open.retain(|connection| !connection.task.is_finished());
-        if open.len() >= control.limits.connections && !close_idlest(&mut open) {
+        if !make_room(&mut open, control.limits.connections).await {
             control.counters.turned_away.set(control.counters.turned_away.get() + 1);
             turn_away(&socket, control.limits.connections);
             continue;
@@ -180,6 +182,19 @@ async fn serve(
     if timeout(control.limits.drain_time, drained).await.is_err() {
         log::debug!("control: answers under way were cut off at the end");
     }
+}
+
+/// Makes room for one more connection among at most `limit`; `false` if all are busy.
+async fn make_room(open: &mut Vec<Open>, limit: usize) -> bool {
+    for _turn in 0..SETTLE_TURNS {
+        open.retain(|connection| !connection.task.is_finished());
+        if open.len() < limit {
+            return true;
+        }
+        // Clients that have left already count as busy until their tasks have seen it.
+        tokio::task::yield_now().await;
+    }
+    close_idlest(open)
 }
 
 /// Closes the connection that has been idle longest; `false` if none is idle.
