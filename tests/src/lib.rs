@@ -4,4 +4,5 @@ pub mod binary;
 pub mod kvm;
 pub mod lab;
 pub mod mock_vm;
+pub mod payload;
 pub mod vm;

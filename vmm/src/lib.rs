@@ -1,8 +1,12 @@
 //! The aerostat VMM: KVM, boot, memory slots, vCPUs, event loop, control server and CLI.
 
+mod agent;
+pub mod boot;
 pub mod cli;
 pub mod control;
 pub mod exit_code;
 pub mod guest_image;
 pub mod kvm;
+mod line;
+pub mod serial;
 pub mod vm;

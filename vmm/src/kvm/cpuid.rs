@@ -144,7 +144,7 @@ pub(crate) fn offer_tsc_deadline(entries: &mut [kvm_cpuid_entry2]) {
 /// CPUID of vCPU `id` of `vcpus`: one package, a core each, no threads; the APIC id is `id`.
 ///
 /// Sources: Intel SDM vol. 2A CPUID, AMD APM vol. 3 appendix E.
-pub fn for_vcpu(base: &[kvm_cpuid_entry2], id: u8, vcpus: u8) -> Vec<kvm_cpuid_entry2> {
+pub(crate) fn for_vcpu(base: &[kvm_cpuid_entry2], id: u8, vcpus: u8) -> Vec<kvm_cpuid_entry2> {
     let mut entries = base.to_vec();
     let (id, vcpus) = (u32::from(id), u32::from(vcpus));
     // Bits of the APIC id that number cores.

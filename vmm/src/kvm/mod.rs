@@ -4,6 +4,8 @@
 //! that a missing piece is named in one line instead of failing some ioctl later.
 
 pub mod cpuid;
+pub(crate) mod machine;
+mod regs;
 
 use std::fs;
 use std::io;
@@ -93,12 +95,12 @@ impl Host {
     }
 
     /// The file for KVM_CREATE_VM.
-    pub const fn kvm(&self) -> &Kvm {
+    pub(crate) const fn kvm(&self) -> &Kvm {
         &self.kvm
     }
 
     /// CPUID of a vCPU before its own id is filled in.
-    pub const fn cpuid(&self) -> &CpuId {
+    pub(crate) const fn cpuid(&self) -> &CpuId {
         &self.cpuid
     }
 }
@@ -188,6 +190,12 @@ pub enum KvmError {
         max: usize,
         /// What was asked.
         vcpus: u8,
+    },
+    /// A table for KVM is larger than its interface allows: a defect of this program.
+    #[error("A table for {what} has too many entries")]
+    TooManyEntries {
+        /// The call.
+        what: &'static str,
     },
     /// A call to KVM failed.
     #[error("{what} failed")]

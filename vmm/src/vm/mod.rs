@@ -1,23 +1,50 @@
 //! A running virtual machine and the handle that commands it.
+//!
+//! [`Vm::build`] makes the machine, [`Vm::run`] is its event loop. Threads,
+//! lock order and failure cases: `docs/vmm.md`.
 
+mod balloon_worker;
+mod board;
+mod chassis;
 pub mod config;
+mod event_loop;
 pub mod exit;
 pub mod handle;
+mod metrics;
+mod poll;
+mod signals;
+mod stdio;
+mod vcpu;
+mod window;
 
-use config::{ConfigError, VmConfig};
+use std::sync::{Arc, mpsc};
+
+use devices::balloon::TargetError;
+use guest_ram::HostRamError;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use balloon_worker::BalloonWorker;
+use chassis::Chassis;
+use config::{ConfigError, OnReset, VmConfig};
+use event_loop::{EventLoop, Parts};
 use exit::ExitReason;
 use handle::VmHandle;
+use signals::Signals;
+use stdio::Stdio;
+use vcpu::VcpuEvents;
 
+use crate::boot::BootError;
 use crate::exit_code;
 use crate::kvm::KvmError;
 
 /// A virtual machine, built and not yet running.
 pub struct Vm {
     handle: VmHandle,
+    parts: Parts,
 }
 
 impl Vm {
-    /// Builds the machine: RAM, KVM, devices, kernel.
+    /// Builds the machine: RAM, KVM, devices, kernel, terminal.
     ///
     /// Call it on the main thread before any other thread exists: it blocks the
     /// signals that end the VM in the calling thread, so that threads which are
@@ -26,8 +53,43 @@ impl Vm {
     /// # Errors
     /// [`StartError`]; nothing is left behind.
     pub fn build(config: VmConfig) -> Result<Self, StartError> {
-        config.validate()?;
-        unimplemented!("under construction")
+        limit_malloc_arenas();
+        let eventfd = || {
+            EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
+                .map(Arc::new)
+                .map_err(|source| StartError::host("Creating an eventfd", source))
+        };
+        let (requests_wake, vcpu_wake, drained) = (eventfd()?, eventfd()?, eventfd()?);
+        let (request_sender, requests) = mpsc::channel();
+        let (vcpu_sender, vcpu_events) = mpsc::channel();
+        let events = VcpuEvents::new(vcpu_sender, vcpu_wake.clone());
+        let chassis = Chassis::build(&config, events, drained.clone())?;
+        // From here on signals end the VM, not the process.
+        let signals =
+            Signals::new().map_err(|source| StartError::host("Opening a signalfd", source))?;
+        let balloon = BalloonWorker::start(
+            chassis.balloon.clone(),
+            chassis.ram.clone(),
+            chassis.clock(),
+            config.balloon.stall_after,
+            chassis.events(),
+        )
+        .map_err(|source| StartError::host("Starting the balloon worker", source))?;
+        // Last: the terminal becomes raw.
+        let stdio = Stdio::open(config.serial, chassis.com1.clone(), drained)
+            .map_err(|source| StartError::host("Connecting the serial console", source))?;
+        let handle = VmHandle::new(request_sender, requests_wake.clone());
+        let parts = Parts {
+            chassis,
+            balloon,
+            stdio,
+            signals,
+            requests,
+            requests_wake,
+            vcpu_events,
+            vcpu_wake,
+        };
+        Ok(Self { handle, parts })
     }
 
     /// Posts requests to the event loop; usable before and while [`Self::run`] runs.
@@ -35,10 +97,34 @@ impl Vm {
         self.handle.clone()
     }
 
-    /// Runs the machine to its end, on the calling thread. All threads are joined on return.
+    /// Runs the machine to its end, on the calling thread.
+    ///
+    /// On return all threads of the VM are joined, the guest's output is
+    /// written and the terminal is restored.
     pub fn run(self) -> ExitReason {
-        unimplemented!("under construction")
+        let Self { handle, parts } = self;
+        drop(handle);
+        match EventLoop::start(parts) {
+            Ok(event_loop) => event_loop.run(),
+            Err(message) => ExitReason::HostError(message),
+        }
     }
+}
+
+/// An error and all its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
+
+/// One malloc arena for all threads: each further one would cost private memory, and none of our
+/// threads allocates on a path where a lock matters.
+fn limit_malloc_arenas() {
+    // SAFETY: sets a number; called before the VM's threads exist. On refusal the default stays.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
 }
 
 /// A VM could not be started.
@@ -47,9 +133,18 @@ pub enum StartError {
     /// The configuration describes no possible VM.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The balloon cannot have this target.
+    #[error(transparent)]
+    Target(TargetError),
+    /// The kernel cannot be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
     /// The host's KVM cannot run it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// The host does not give the memory.
+    #[error(transparent)]
+    Ram(#[from] HostRamError),
     /// The host refused something else.
     #[error("{what} failed")]
     Host {
@@ -62,11 +157,15 @@ pub enum StartError {
 }
 
 impl StartError {
+    fn host(what: &'static str, source: std::io::Error) -> Self {
+        Self::Host { what, source }
+    }
+
     /// The process's exit code for this failure; see [`exit_code`].
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) => exit_code::BAD_ARGUMENTS,
-            Self::Kvm(_) | Self::Host { .. } => exit_code::HOST_ERROR,
+            Self::Config(_) | Self::Target(_) | Self::Boot(_) => exit_code::BAD_ARGUMENTS,
+            Self::Kvm(_) | Self::Ram(_) | Self::Host { .. } => exit_code::HOST_ERROR,
         }
     }
 }

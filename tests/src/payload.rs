@@ -1,0 +1,186 @@
+//! Tiny kernels for tests of the machine around a guest: a PVH ELF file made of a few instructions.
+//!
+//! The code is 32-bit, starts in protected mode without paging, and ends in a
+//! loop that halts. Sources: Intel SDM vol. 2 for the encodings, System V ABI
+//! for ELF, Xen's "x86/HVM direct boot ABI" for the note.
+
+use abi::platform::{
+    I8042_COMMAND_PORT, I8042_RESET, PM1A_CONTROL_PORT, PM1A_SLEEP_S5, PVPANIC_PANICKED,
+    PVPANIC_PORT, SERIAL_PORT,
+};
+
+/// Where the code is loaded and entered.
+pub const CODE_GPA: u64 = 0x10_0000;
+/// A dword that the file does not load: reads zero at boot.
+pub const SCRATCH_GPA: u32 = 0x18_0000;
+
+/// Bytes before the code in the file: headers and note.
+const CODE_OFFSET: u64 = 0x1000;
+const EHDR_BYTES: u16 = 64;
+const PHDR_BYTES: u16 = 56;
+const NOTE_OFFSET: u64 = 0x200;
+
+/// Instructions, put together one by one.
+#[derive(Debug, Clone, Default)]
+pub struct Payload {
+    code: Vec<u8>,
+}
+
+impl Payload {
+    /// No instructions.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Raw machine code.
+    pub fn raw(mut self, code: &[u8]) -> Self {
+        self.code.extend_from_slice(code);
+        self
+    }
+
+    fn mov_dx(self, port: u16) -> Self {
+        let [low, high] = port.to_le_bytes();
+        self.raw(&[0x66, 0xba, low, high])
+    }
+
+    /// `mov al, value; out dx, al` to `port`.
+    pub fn out8(self, port: u16, value: u8) -> Self {
+        self.mov_dx(port).raw(&[0xb0, value, 0xee])
+    }
+
+    /// `mov ax, value; out dx, ax` to `port`.
+    pub fn out16(self, port: u16, value: u16) -> Self {
+        let [low, high] = value.to_le_bytes();
+        self.mov_dx(port).raw(&[0x66, 0xb8, low, high, 0x66, 0xef])
+    }
+
+    /// Prints `text` on the serial console.
+    pub fn print(self, text: &str) -> Self {
+        text.bytes().fold(self, |payload, byte| payload.out8(SERIAL_PORT, byte))
+    }
+
+    /// Prints the four bytes of EAX: `out dx, eax`.
+    pub fn print_eax(self) -> Self {
+        self.mov_dx(SERIAL_PORT).raw(&[0xef])
+    }
+
+    /// `in eax, dx` from `port`.
+    pub fn in32(self, port: u16) -> Self {
+        self.mov_dx(port).raw(&[0xed])
+    }
+
+    /// `mov eax, [gpa]`.
+    pub fn load32(self, gpa: u32) -> Self {
+        self.raw(&[0xa1]).raw(&gpa.to_le_bytes())
+    }
+
+    /// `mov eax, value; mov [gpa], eax`.
+    pub fn store32(self, gpa: u32, value: u32) -> Self {
+        self.raw(&[0xb8]).raw(&value.to_le_bytes()).raw(&[0xa3]).raw(&gpa.to_le_bytes())
+    }
+
+    /// `mov al, [gpa]`, then `mov [gpa], al`: one byte each way.
+    pub fn byte_accesses(self, gpa: u32) -> Self {
+        let address = gpa.to_le_bytes();
+        self.raw(&[0xa0]).raw(&address).raw(&[0xa2]).raw(&address)
+    }
+
+    /// `mov ax, [gpa]`, then `mov [gpa], ax`: two bytes each way.
+    pub fn word_accesses(self, gpa: u32) -> Self {
+        let address = gpa.to_le_bytes();
+        self.raw(&[0x66, 0xa1]).raw(&address).raw(&[0x66, 0xa3]).raw(&address)
+    }
+
+    /// Resets the machine.
+    pub fn reset(self) -> Self {
+        self.out8(I8042_COMMAND_PORT, I8042_RESET)
+    }
+
+    /// Reports a guest panic.
+    pub fn panic(self) -> Self {
+        self.out8(PVPANIC_PORT, PVPANIC_PANICKED)
+    }
+
+    /// Powers the machine off.
+    pub fn power_off(self) -> Self {
+        self.out16(PM1A_CONTROL_PORT, PM1A_SLEEP_S5)
+    }
+
+    /// `ud2` without an interrupt table: a triple fault.
+    pub fn triple_fault(self) -> Self {
+        self.raw(&[0x0f, 0x0b])
+    }
+
+    /// `jmp .`
+    pub fn spin(self) -> Self {
+        self.raw(&[0xeb, 0xfe])
+    }
+
+    /// Copies serial input to serial output for ever; a `q` goes on to the next instruction.
+    pub fn echo_until_q(self) -> Self {
+        self.raw(&[
+            0x66, 0xba, 0xfd, 0x03, // again: mov dx, 0x3fd (line status)
+            0xec, //                          in al, dx
+            0xa8, 0x01, //                    test al, 1 (data ready)
+            0x74, 0xf7, //                    jz again
+            0x66, 0xba, 0xf8, 0x03, //        mov dx, 0x3f8
+            0xec, //                          in al, dx
+            0xee, //                          out dx, al
+            0x3c, b'q', //                    cmp al, 'q'
+            0x75, 0xed, //                    jne again
+        ])
+    }
+
+    /// The ELF file: the code, then `hlt` for ever.
+    pub fn elf(&self) -> Vec<u8> {
+        let mut code = self.code.clone();
+        code.extend([0xf4, 0xeb, 0xfd]);
+        let bytes = code.len() as u64;
+        let mut file = header();
+        file.extend(program_header(1, CODE_OFFSET, bytes));
+        file.extend(program_header(4, NOTE_OFFSET, 24));
+        file.resize(to_usize(NOTE_OFFSET), 0);
+        file.extend(note());
+        file.resize(to_usize(CODE_OFFSET), 0);
+        file.extend(code);
+        file
+    }
+}
+
+fn to_usize(offset: u64) -> usize {
+    usize::try_from(offset).expect("a small constant")
+}
+
+fn header() -> Vec<u8> {
+    let mut header = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    header.extend(2u16.to_le_bytes()); // ET_EXEC
+    header.extend(62u16.to_le_bytes()); // EM_X86_64
+    header.extend(1u32.to_le_bytes());
+    header.extend(CODE_GPA.to_le_bytes()); // e_entry
+    header.extend(u64::from(EHDR_BYTES).to_le_bytes()); // e_phoff
+    header.extend([0; 8 + 4]); // e_shoff, e_flags
+    for half in [EHDR_BYTES, PHDR_BYTES, 2, 0, 0, 0] {
+        header.extend(half.to_le_bytes());
+    }
+    header
+}
+
+fn program_header(kind: u32, offset: u64, bytes: u64) -> Vec<u8> {
+    let mut header = Vec::from(kind.to_le_bytes());
+    header.extend(7u32.to_le_bytes());
+    for field in [offset, CODE_GPA, CODE_GPA, bytes, bytes, 4] {
+        header.extend(field.to_le_bytes());
+    }
+    header
+}
+
+/// XEN_ELFNOTE_PHYS32_ENTRY.
+fn note() -> Vec<u8> {
+    let mut note = Vec::new();
+    for word in [4u32, 8, 18] {
+        note.extend(word.to_le_bytes());
+    }
+    note.extend(b"Xen\0");
+    note.extend(CODE_GPA.to_le_bytes());
+    note
+}

@@ -1,0 +1,392 @@
+//! The machine around a guest, with kernels of a few instructions: how it ends, what its buses answer,
+//! how it pauses, stops and reboots.
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use abi::PageCount;
+use aerostat::boot::BootError;
+use aerostat::kvm::{Host, KvmKind};
+use aerostat::vm::config::{Kernel, OnReset, SerialPort, VmConfig};
+use aerostat::vm::exit::{ExitReason, InternalCause};
+use aerostat::vm::handle::{OperationState, VmError, VmHandle, VmRequest, VmState};
+use aerostat::vm::{StartError, Vm};
+use system_tests::kvm::kvm_or_skip;
+use system_tests::payload::{Payload, SCRATCH_GPA};
+use system_tests::vm::wait_for;
+use tempfile::NamedTempFile;
+use tokio::sync::oneshot;
+
+const BALLOON_WINDOW: u32 = 0xd000_0000;
+
+fn config(payload: &Payload) -> VmConfig {
+    VmConfig {
+        memory_bytes: 8 << 20,
+        kernel: Kernel::Image(Arc::from(payload.elf())),
+        ..VmConfig::new(Instant::now())
+    }
+}
+
+/// A VM on a thread of its own.
+struct Running {
+    handle: VmHandle,
+    /// A file description of our own: reading must not move where the VM writes.
+    output: NamedTempFile,
+    thread: JoinHandle<ExitReason>,
+}
+
+fn start(config: VmConfig) -> Running {
+    start_with_input(config, None)
+}
+
+fn start_with_input(config: VmConfig, input: Option<File>) -> Running {
+    let output = NamedTempFile::new().expect("a temporary file");
+    let files = SerialPort::Files { input, output: output.reopen().expect("a second handle") };
+    let config = VmConfig { serial: files, ..config };
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let thread = thread::spawn(move || {
+        let vm = Vm::build(config).expect("the VM is built");
+        sender.send(vm.handle()).expect("the test waits for it");
+        vm.run()
+    });
+    let handle = receiver.recv().expect("the VM is built");
+    Running { handle, output, thread }
+}
+
+impl Running {
+    fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> VmRequest) -> T {
+        let (reply, answer) = oneshot::channel();
+        self.handle.post(request(reply)).expect("the VM lives");
+        answer.blocking_recv().expect("the VM answers")
+    }
+
+    fn output(&self) -> Vec<u8> {
+        std::fs::read(self.output.path()).expect("the output")
+    }
+
+    /// Waits for `what` in the output; gives the VM back unless it has ended.
+    fn printed(self, what: &str) -> Self {
+        let seen = wait_for(what, || {
+            let seen = String::from_utf8_lossy(&self.output()).contains(what);
+            (seen || self.thread.is_finished()).then_some(seen)
+        });
+        if seen {
+            self
+        } else {
+            panic!("the VM ended before it printed {what:?}: {:?}", self.end())
+        }
+    }
+
+    fn end_raw(self) -> (ExitReason, Vec<u8>) {
+        let Self { thread, output, .. } = self;
+        let reason = thread.join().expect("the VM's thread does not panic");
+        (reason, std::fs::read(output.path()).expect("the output"))
+    }
+
+    fn end(self) -> (ExitReason, String) {
+        let (reason, bytes) = self.end_raw();
+        (reason, String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn stop(self) -> (ExitReason, String) {
+        let by_guest = self.ask(|reply| VmRequest::Stop { timeout: Some(Duration::ZERO), reply });
+        assert!(!by_guest, "these kernels have no agent");
+        self.end()
+    }
+}
+
+fn run(payload: Payload) -> (ExitReason, String) {
+    start(config(&payload)).end()
+}
+
+#[test]
+fn a_guest_that_powers_off_ends_cleanly_and_its_output_is_complete() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (reason, output) = run(Payload::new().print("bye").power_off());
+    assert_eq!((&reason, reason.exit_code()), (&ExitReason::PowerOff, 0));
+    assert_eq!(output, "bye");
+}
+
+#[test]
+fn a_guest_that_resets_ends_the_vm() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (reason, _) = run(Payload::new().reset());
+    assert_eq!((&reason, reason.exit_code()), (&ExitReason::Reset, 3));
+}
+
+#[test]
+fn a_guest_that_panics_is_told_from_one_that_resets() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (reason, output) = run(Payload::new().print("panic: ").panic());
+    assert_eq!((&reason, reason.exit_code()), (&ExitReason::GuestPanic, 4));
+    assert_eq!(output, "panic: ");
+}
+
+#[test]
+fn a_triple_fault_names_the_vcpu() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (reason, _) = run(Payload::new().triple_fault());
+    assert!(matches!(reason, ExitReason::TripleFault { vcpu: 0, .. }), "{reason}");
+    assert_eq!(reason.exit_code(), 5);
+}
+
+#[test]
+fn an_instruction_that_a_software_kvm_lacks_is_reported_with_its_bytes() {
+    if !kvm_or_skip() {
+        return;
+    }
+    const POPCNT: [u8; 4] = [0xf3, 0x0f, 0xb8, 0xc0];
+    let (reason, _) = run(Payload::new().raw(&POPCNT).power_off());
+    match Host::open(1).expect("KVM").kind() {
+        KvmKind::Hardware => assert_eq!(reason, ExitReason::PowerOff),
+        KvmKind::Software => {
+            let ExitReason::InternalError(error) = &reason else {
+                panic!("expected an internal error: {reason}");
+            };
+            assert_eq!(error.cause, InternalCause::Suberror(1));
+            assert_eq!(error.rip, Some(system_tests::payload::CODE_GPA));
+            assert!(error.instruction.starts_with(&POPCNT), "{reason}");
+            assert!(reason.to_string().contains("cannot run the kernel"), "{reason}");
+            assert_eq!(reason.exit_code(), 6);
+        }
+    }
+}
+
+#[test]
+fn an_empty_bus_reads_all_ones_and_a_virtio_window_its_magic() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let payload = Payload::new()
+        .in32(0x1234)
+        .print_eax()
+        .load32(0xc100_0000)
+        .print_eax()
+        .load32(BALLOON_WINDOW + 2 * 0x1000)
+        .print_eax()
+        .load32(BALLOON_WINDOW)
+        .print_eax()
+        .power_off();
+    let (reason, bytes) = start(config(&payload)).end_raw();
+    assert_eq!(reason, ExitReason::PowerOff);
+    assert_eq!(&bytes[..12], [0xff; 12]);
+    assert_eq!(&bytes[12..], b"virt");
+}
+
+#[test]
+fn hostile_register_accesses_are_survived_and_counted() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let mut payload = Payload::new();
+    for offset in [0x00, 0x50, 0x60, 0x64, 0x70, 0x100, 0xffc, 0xffe, 0xfff] {
+        let gpa = BALLOON_WINDOW + offset;
+        payload = payload.byte_accesses(gpa).word_accesses(gpa).load32(gpa);
+        payload = payload.store32(gpa, 0xffff_ffff);
+    }
+    // DRIVER_OK out of nowhere, a kick of a queue that does not exist, num_pages.
+    payload = payload
+        .store32(BALLOON_WINDOW + 0x70, 4)
+        .store32(BALLOON_WINDOW + 0x50, 0xdead_beef)
+        .store32(BALLOON_WINDOW + 0x100, 1)
+        .print("alive")
+        .spin();
+    let vm = start(config(&payload)).printed("alive");
+    let balloon = vm.ask(VmRequest::Balloon);
+    assert_eq!((balloon.target, balloon.actual), (PageCount::ZERO, PageCount::ZERO));
+    assert!(!balloon.driver_ready);
+    let metrics = vm.ask(VmRequest::Metrics);
+    let odd = metrics.iter().find(|metric| metric.labels.contains("\"access_odd\""));
+    assert!(odd.is_some_and(|metric| metric.value > 0.0), "odd accesses are counted");
+    assert_eq!(vm.stop().0, ExitReason::Stopped { by_guest: false });
+}
+
+#[test]
+fn a_paused_guest_prints_nothing_until_it_is_resumed() {
+    if !kvm_or_skip() {
+        return;
+    }
+    // Prints for ever: mov dx, COM1; mov al, '.'; out dx, al; jmp back to the out.
+    let payload = Payload::new().out8(0x3f8, b'.').raw(&[0xee, 0xeb, 0xfd]);
+    let mut config = config(&payload);
+    config.vcpus = 4;
+    let vm = start(config);
+    let written = || {
+        let metrics = vm.ask(VmRequest::Metrics);
+        let name = "aerostat_serial_written_bytes_total";
+        metrics.iter().find(|metric| metric.name == name).expect("a metric").value
+    };
+    wait_for("output", || (written() > 0.0).then_some(()));
+    for _ in 0..20 {
+        vm.ask(VmRequest::Pause).expect("paused");
+        vm.ask(VmRequest::Pause).expect("paused already");
+        assert_eq!(vm.ask(VmRequest::Info).state, VmState::Paused);
+        let before = written();
+        thread::sleep(Duration::from_millis(2));
+        assert_eq!(written(), before, "a paused guest does not run");
+        vm.ask(VmRequest::Resume).expect("running");
+        wait_for("more output", || (written() > before).then_some(()));
+    }
+    assert_eq!(vm.stop().0, ExitReason::Stopped { by_guest: false });
+}
+
+#[test]
+fn a_paused_vm_can_be_stopped() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let vm = start(config(&Payload::new().spin()));
+    vm.ask(VmRequest::Pause).expect("paused");
+    assert_eq!(vm.stop().0, ExitReason::Stopped { by_guest: false });
+}
+
+#[test]
+fn a_target_without_a_driver_stalls_and_says_why_and_a_later_one_supersedes_it() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let mut config = config(&Payload::new().spin());
+    config.balloon.stall_after = Duration::from_millis(10);
+    let vm = start(config);
+    let set = |pages: u64| {
+        vm.ask(|reply| VmRequest::SetBalloonTarget {
+            target: PageCount::new(pages),
+            deadline: None,
+            reply,
+        })
+    };
+    let get = |id| vm.ask(|reply| VmRequest::Operation { id, reply });
+    assert_eq!(get(None), None);
+    let begun = set(256).expect("a possible target");
+    assert_eq!((begun.id, begun.state), (1, OperationState::Running));
+    wait_for("the stall", || {
+        (get(Some(1)).expect("known").state == OperationState::Stalled).then_some(())
+    });
+    assert_eq!(get(None).expect("known").note, Some("driver missing"));
+    assert_eq!(set(128).expect("a possible target").id, 2);
+    assert_eq!(get(Some(1)).expect("remembered").state, OperationState::Superseded);
+    let ram_bytes = 8 << 20;
+    assert_eq!(
+        set((ram_bytes >> 12) + 1),
+        Err(VmError::TargetAboveRam { target_bytes: ram_bytes + 4096, ram_bytes })
+    );
+    assert_eq!(
+        vm.ask(VmRequest::Balloon).target,
+        PageCount::new(128),
+        "the refused one changed nothing"
+    );
+    vm.stop();
+}
+
+#[test]
+fn a_reboot_empties_ram_and_keeps_the_target() {
+    if !kvm_or_skip() {
+        return;
+    }
+    // Prints what RAM held at boot, changes it, resets.
+    let payload =
+        Payload::new().load32(SCRATCH_GPA).raw(&[0x04, b'0', 0x66, 0xba, 0xf8, 0x03, 0xee]);
+    let payload = payload.store32(SCRATCH_GPA, 7).reset();
+    let mut config = config(&payload);
+    config.on_reset = OnReset::Reboot;
+    config.balloon.target = PageCount::new(64);
+    let vm = start(config).printed("000");
+    assert_eq!(vm.ask(VmRequest::Balloon).target, PageCount::new(64));
+    let (reason, output) = vm.stop();
+    assert_eq!(reason, ExitReason::Stopped { by_guest: false });
+    assert!(output.bytes().all(|byte| byte == b'0'), "{output}");
+}
+
+#[test]
+fn serial_input_reaches_the_guest_in_order_however_long_it_is() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let (reader, mut writer) =
+        (File::from(OwnedFd::from(reader)), File::from(OwnedFd::from(writer)));
+    let payload = Payload::new().echo_until_q().power_off();
+    let vm = start_with_input(config(&payload), Some(reader));
+    let text: String = ('a'..='p').cycle().take(1000).collect();
+    writer.write_all(text.as_bytes()).expect("write");
+    writer.write_all(b"q").expect("write");
+    let (reason, output) = vm.end();
+    assert_eq!(reason, ExitReason::PowerOff);
+    assert_eq!(output, text + "q");
+}
+
+#[test]
+fn input_from_a_regular_file_reaches_the_guest() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let mut input = tempfile::tempfile().expect("a temporary file");
+    input.write_all(&[b'x'; 200]).expect("write");
+    input.write_all(b"q").expect("write");
+    input.rewind().expect("rewind");
+    let payload = Payload::new().echo_until_q().power_off();
+    let (reason, output) = start_with_input(config(&payload), Some(input)).end();
+    assert_eq!((reason, output.len()), (ExitReason::PowerOff, 201));
+}
+
+#[test]
+fn memory_that_the_host_cannot_give_is_refused_with_both_sizes() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let mut config = config(&Payload::new());
+    config.memory_bytes = 64 << 30;
+    config.prefault = true;
+    let error = Vm::build(config).err().expect("this test needs a host of less than 64 GiB");
+    assert!(matches!(error, StartError::Ram(_)), "{error}");
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains(&(64u64 << 30).to_string()), "{error}");
+}
+
+#[test]
+fn a_kernel_that_cannot_boot_is_a_bad_argument_with_the_reason() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let build = |kernel: Vec<u8>| {
+        let config =
+            VmConfig { kernel: Kernel::Image(Arc::from(kernel)), ..config(&Payload::new()) };
+        let error = Vm::build(config).err().expect("this is no kernel");
+        assert_eq!(error.exit_code(), 2);
+        let StartError::Boot(error) = error else { panic!("{error}") };
+        error
+    };
+    assert!(matches!(build(b"#!/bin/sh\n".to_vec()), BootError::NotElf { .. }));
+    let mut elf = Payload::new().elf();
+    elf.truncate(elf.len() - 1);
+    assert!(matches!(build(elf), BootError::Truncated { .. }));
+}
+
+#[test]
+fn nothing_is_left_open_after_a_vm_has_ended() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let owned = || {
+        let names = std::fs::read_dir("/proc/self/fd").expect("procfs").filter_map(|entry| {
+            let target = std::fs::read_link(entry.ok()?.path()).ok()?;
+            target.to_str().map(str::to_owned)
+        });
+        names.filter(|name| name.contains("kvm-v")).count()
+    };
+    // Other tests of this process have VMs of their own: wait for a moment without.
+    run(Payload::new().power_off());
+    wait_for("all VM and vCPU files to be closed", || (owned() == 0).then_some(()));
+}

@@ -1,0 +1,137 @@
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK};
+
+use super::*;
+
+/// Line status register, and its data-ready bit.
+const LSR: u8 = 5;
+const LSR_DATA_READY: u8 = 1;
+
+fn com1() -> Com1 {
+    let drained = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).expect("eventfd"));
+    Com1::new(Arc::new(Line::new(4).expect("line")), drained, Instant::now()).expect("com1")
+}
+
+fn pipe() -> (File, File) {
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    (File::from(OwnedFd::from(reader)), File::from(OwnedFd::from(writer)))
+}
+
+#[test]
+fn guest_bytes_arrive_in_order_and_the_first_is_stamped() {
+    let com1 = com1();
+    assert_eq!(com1.output().first_byte_us(), None);
+    b"hello".iter().for_each(|&byte| com1.write(0, byte));
+    let (mut reader, writer) = pipe();
+    assert!(Output::new(writer).expect("output").drain(com1.output()));
+    let mut got = [0; 5];
+    reader.read_exact(&mut got).expect("read");
+    assert_eq!(&got, b"hello");
+    assert!(com1.output().first_byte_us().is_some());
+}
+
+#[test]
+fn a_reader_that_never_reads_costs_bounded_memory_and_no_waiting() {
+    for (reader, writer) in [pipe(), socket_pair()] {
+        let com1 = com1();
+        let mut output = Output::new(writer).expect("output");
+        let total = 4 * queue::CAPACITY;
+        for _ in 0..total / 1024 {
+            com1.output().push(&[b'x'; 1024]);
+            output.drain(com1.output());
+        }
+        assert_eq!(com1.output().written(), total as u64);
+        assert!(com1.output().dropped() > 0, "the pipe and the queue hold less than {total} B");
+        output.finish(com1.output(), 0);
+        assert!(com1.output().is_empty(), "what the stuck reader leaves is dropped at the end");
+        drop(reader);
+    }
+}
+
+fn socket_pair() -> (File, File) {
+    let (a, b) = UnixStream::pair().expect("socket pair");
+    (File::from(OwnedFd::from(a)), File::from(OwnedFd::from(b)))
+}
+
+#[test]
+fn our_output_mode_does_not_leak_into_the_file_we_were_given() {
+    let (_reader, writer) = pipe();
+    let theirs = writer.try_clone().expect("dup");
+    let _output = Output::new(writer).expect("output");
+    // SAFETY: no memory argument.
+    let flags = unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&theirs), libc::F_GETFL) };
+    assert_eq!(flags & libc::O_NONBLOCK, 0);
+}
+
+#[test]
+fn a_reader_that_left_closes_the_output_and_the_rest_is_dropped() {
+    let com1 = com1();
+    let (reader, writer) = pipe();
+    let mut output = Output::new(writer).expect("output");
+    drop(reader);
+    com1.output().push(b"lost");
+    assert!(output.drain(com1.output()));
+    assert!(output.is_closed());
+    assert_eq!(com1.output().dropped(), 4);
+}
+
+#[test]
+fn output_to_a_regular_file_appends_after_what_is_there() {
+    let mut file = tempfile::tempfile().expect("tempfile");
+    file.write_all(b"before ").expect("write");
+    let mut check = file.try_clone().expect("dup");
+    let com1 = com1();
+    com1.output().push(b"after");
+    assert!(Output::new(file).expect("output").drain(com1.output()));
+    std::io::Seek::rewind(&mut check).expect("rewind");
+    let mut text = String::new();
+    check.read_to_string(&mut text).expect("read");
+    assert_eq!(text, "before after");
+}
+
+#[test]
+fn input_waits_for_the_guest_when_the_uart_is_full() {
+    let com1 = com1();
+    let (reader, mut writer) = pipe();
+    let mut input = Input::new(reader, false);
+    writer.write_all(&[b'k'; 100]).expect("write");
+    assert_eq!(input.pump(&com1), InputEvent::WaitForGuest);
+    assert_eq!(input.pump(&com1), InputEvent::WaitForGuest, "nothing more is read");
+    let mut read = 0;
+    while com1.read(LSR) & LSR_DATA_READY != 0 {
+        assert_eq!(com1.read(0), b'k');
+        read += 1;
+    }
+    assert_eq!(read, 64);
+    assert_eq!(com1.drained.read().expect("the guest drained the UART"), 1);
+    assert_eq!(input.pump(&com1), InputEvent::WaitForFile);
+    drop(writer);
+    while com1.read(LSR) & LSR_DATA_READY != 0 {
+        com1.read(0);
+    }
+    assert_eq!(input.pump(&com1), InputEvent::End);
+}
+
+#[test]
+fn quitting_is_for_typed_input_only() {
+    for (typed, expected) in [(true, InputEvent::Quit), (false, InputEvent::WaitForFile)] {
+        let com1 = com1();
+        let (reader, mut writer) = pipe();
+        writer.write_all(b"\x01x").expect("write");
+        assert_eq!(Input::new(reader, typed).pump(&com1), expected);
+    }
+}
+
+#[test]
+fn a_reset_forgets_input_and_keeps_output() {
+    let com1 = com1();
+    com1.enqueue(b"abc");
+    com1.write(0, b'o');
+    com1.reset();
+    assert_eq!(com1.read(LSR) & LSR_DATA_READY, 0);
+    assert!(!com1.output().is_empty());
+}

@@ -1,0 +1,412 @@
+//! The event loop: one thread that owns the machine and answers for it.
+//!
+//! It waits for requests, vCPU events, signals, the serial console and the
+//! console device, and never for the guest: what needs the guest is remembered
+//! (a pause, a stop, a scenario) and answered when the guest has done it.
+//!
+//! Threads: this one; the vCPUs, which tell it of ends and pauses; the balloon
+//! worker, which serves the balloon's queues and owns its operations.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use devices::console::Console;
+use devices::virtio::QueueProgress;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::balloon_worker::{BalloonCommand, BalloonWorker};
+use super::chassis::Chassis;
+use super::exit::ExitReason;
+use super::handle::{Reply, VmError, VmRequest, VmState};
+use super::poll::Poller;
+use super::signals::Signals;
+use super::stdio::Stdio;
+use super::vcpu::{VcpuEvent, Vcpus};
+use super::window::Window;
+use super::{OnReset, chain, metrics};
+use crate::agent::{Agent, AgentEvent};
+
+/// What can wake the loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Token {
+    /// Requests from handles.
+    Requests,
+    /// Events from vCPUs.
+    Vcpus,
+    /// A signal that ends the VM.
+    Signal,
+    /// The guest wrote to the serial console.
+    SerialOutput,
+    /// The serial output has room.
+    SerialWritable,
+    /// The serial input has bytes.
+    SerialInput,
+    /// The guest read all serial input.
+    SerialDrained,
+    /// The guest notified a console queue.
+    ConsoleQueue(u16),
+    /// A vCPU wrote a console register.
+    ConsoleTouched,
+}
+
+/// Whether vCPUs run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RunState {
+    Running,
+    /// Not all have left the guest yet.
+    Pausing,
+    Paused,
+}
+
+/// A stop that the guest was asked for.
+struct Stopping {
+    deadline: Option<Instant>,
+    replies: Vec<Reply<bool>>,
+}
+
+/// What the loop is made of at the start.
+pub(super) struct Parts {
+    pub(super) chassis: Chassis,
+    pub(super) balloon: BalloonWorker,
+    pub(super) stdio: Stdio,
+    pub(super) signals: Signals,
+    pub(super) requests: Receiver<VmRequest>,
+    pub(super) requests_wake: Arc<EventFd>,
+    pub(super) vcpu_events: Receiver<VcpuEvent>,
+    pub(super) vcpu_wake: Arc<EventFd>,
+}
+
+/// The loop's state.
+pub(super) struct EventLoop {
+    parts: Parts,
+    vcpus: Vcpus,
+    poller: Poller<Token>,
+    agent: Agent,
+    /// The guest's conversations on the agent port so far.
+    agent_sessions: u64,
+    run_state: RunState,
+    pausing: Vec<Reply<Result<(), VmError>>>,
+    stopping: Option<Stopping>,
+    /// Microseconds from the start of the process to the guest's `ready`.
+    ready_us: Option<u64>,
+    /// Console chains are left to be served without another kick.
+    console_pending: bool,
+}
+
+impl EventLoop {
+    /// Starts the vCPUs.
+    pub(super) fn start(mut parts: Parts) -> Result<Self, String> {
+        let mut poller = Poller::new().map_err(|error| format!("epoll failed: {error}"))?;
+        register(&mut poller, &mut parts)
+            .map_err(|error| format!("Watching the VM's files failed: {error}"))?;
+        let vcpus = parts
+            .chassis
+            .start_vcpus()
+            .map_err(|error| format!("Starting the vCPUs failed: {error}"))?;
+        Ok(Self {
+            parts,
+            vcpus,
+            poller,
+            agent: Agent::default(),
+            agent_sessions: 0,
+            run_state: RunState::Running,
+            pausing: Vec::new(),
+            stopping: None,
+            ready_us: None,
+            console_pending: false,
+        })
+    }
+
+    /// Runs to the VM's end; all threads are joined and all output is written on return.
+    pub(super) fn run(mut self) -> ExitReason {
+        let end = loop {
+            match self.turn() {
+                Ok(None) => {}
+                Ok(Some(end)) => break end,
+                Err(error) => break ExitReason::HostError(format!("Event loop: {error}")),
+            }
+        };
+        let end = match (end, self.stopping.take()) {
+            (ExitReason::PowerOff, Some(stopping)) => {
+                answer_all(stopping.replies, true);
+                ExitReason::Stopped { by_guest: true }
+            }
+            (end, Some(stopping)) => {
+                answer_all(stopping.replies, false);
+                end
+            }
+            (end, None) => end,
+        };
+        let Self { mut parts, vcpus, .. } = self;
+        drop(vcpus);
+        parts.stdio.finish();
+        end
+    }
+
+    /// Waits once and serves what has happened.
+    fn turn(&mut self) -> io::Result<Option<ExitReason>> {
+        let deadline = if self.console_pending { Some(Instant::now()) } else { self.deadline() };
+        for token in self.poller.wait(deadline)? {
+            if let Some(end) = self.dispatch(token)? {
+                return Ok(Some(end));
+            }
+        }
+        if std::mem::take(&mut self.console_pending) {
+            let progress = self.console().lock().serve_pending();
+            self.console_served(progress);
+        }
+        let expired = self.deadline().is_some_and(|deadline| deadline <= Instant::now());
+        Ok(expired.then_some(ExitReason::Stopped { by_guest: false }))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.stopping.as_ref()?.deadline
+    }
+
+    fn dispatch(&mut self, token: Token) -> io::Result<Option<ExitReason>> {
+        let poller = &mut self.poller;
+        match token {
+            Token::Requests => return Ok(self.take_requests()),
+            Token::Vcpus => return Ok(self.take_vcpu_events()),
+            Token::Signal => {
+                if let Some(signal) = self.parts.signals.take() {
+                    log::info!("signal {signal}: ending the VM");
+                    return Ok(Some(ExitReason::Stopped { by_guest: false }));
+                }
+            }
+            Token::SerialOutput | Token::SerialWritable => self.parts.stdio.pump_output(poller)?,
+            Token::SerialInput => {
+                let quit = self.parts.stdio.pump_input(poller)?;
+                return Ok(quit.then_some(ExitReason::Stopped { by_guest: false }));
+            }
+            Token::SerialDrained => {
+                let quit = self.parts.stdio.drained(poller)?;
+                return Ok(quit.then_some(ExitReason::Stopped { by_guest: false }));
+            }
+            Token::ConsoleQueue(queue) => {
+                if let Some(doorbell) = self.console().doorbells().get(usize::from(queue)) {
+                    // Only a wake-up; the ring says what there is to do.
+                    doorbell.read().ok();
+                }
+                let progress = self.console().serve(queue);
+                self.console_served(progress);
+            }
+            Token::ConsoleTouched => {
+                self.console().touched().read().ok();
+                let progress = self.console().lock().progress();
+                self.console_served(progress);
+            }
+        }
+        Ok(None)
+    }
+
+    fn console(&self) -> &Window<Console> {
+        &self.parts.chassis.console
+    }
+
+    /// Moves bytes between the agent and its port after the console did something.
+    fn console_served(&mut self, progress: QueueProgress) {
+        self.console_pending = progress == QueueProgress::Pending;
+        let mut transport = self.parts.chassis.console.lock();
+        let console = transport.device_mut();
+        let sessions = console.guest_sessions();
+        if sessions != self.agent_sessions {
+            self.agent_sessions = sessions;
+            self.agent.reset();
+        }
+        let mut bytes = Vec::new();
+        // A guest that sends without end must not hold the loop: what is left stays in the ring
+        // and its next turn comes with the next pass of the loop.
+        let more = console.port_read(&mut bytes) > 0 && console.port_readable() > 0;
+        let event = self.agent.receive(&bytes);
+        self.agent.send(|bytes| console.port_write(bytes));
+        drop(transport);
+        self.console_pending |= more;
+        match event {
+            Some(AgentEvent::Ready { free_pages }) => {
+                let us = self.parts.chassis.started.elapsed().as_micros();
+                self.ready_us.get_or_insert(u64::try_from(us).unwrap_or(u64::MAX));
+                log::info!("guest ready: free_pages={free_pages} us={us}");
+            }
+            None => {}
+        }
+    }
+
+    fn send_to_agent(&mut self) {
+        let mut transport = self.parts.chassis.console.lock();
+        let console = transport.device_mut();
+        self.agent.send(|bytes| console.port_write(bytes));
+    }
+
+    fn take_vcpu_events(&mut self) -> Option<ExitReason> {
+        // Only a wake-up; the channel says what there is.
+        self.parts.vcpu_wake.read().ok();
+        while let Ok(event) = self.parts.vcpu_events.try_recv() {
+            match event {
+                VcpuEvent::Paused => self.paused(),
+                VcpuEvent::Ended(ExitReason::Reset)
+                    if self.parts.chassis.on_reset == OnReset::Reboot
+                        && self.stopping.is_none() =>
+                {
+                    if let Err(message) = self.reboot() {
+                        return Some(ExitReason::HostError(message));
+                    }
+                }
+                VcpuEvent::Ended(reason) => return Some(reason),
+            }
+        }
+        None
+    }
+
+    /// Restarts the guest in place: RAM reads zero, devices are as after power-on, the balloon target survives.
+    fn reboot(&mut self) -> Result<(), String> {
+        log::info!("the guest reset itself: rebooting");
+        let failed = |error: &dyn std::error::Error| format!("Reboot: {}", chain(error));
+        self.vcpus.stop();
+        // Of the machine that is gone.
+        while self.parts.vcpu_events.try_recv().is_ok() {}
+        self.parts.balloon.reset();
+        self.agent.reset();
+        self.ready_us = None;
+        let chassis = &mut self.parts.chassis;
+        chassis.reboot().map_err(|error| failed(&error))?;
+        self.vcpus = chassis.start_vcpus().map_err(|error| failed(&error))?;
+        if self.run_state != RunState::Running {
+            // The pause that the reset overtook still holds.
+            self.run_state = RunState::Pausing;
+            self.vcpus.pause();
+        }
+        Ok(())
+    }
+
+    fn take_requests(&mut self) -> Option<ExitReason> {
+        self.parts.requests_wake.read().ok();
+        loop {
+            match self.parts.requests.try_recv() {
+                Ok(request) => {
+                    if let Some(end) = self.serve(request) {
+                        return Some(end);
+                    }
+                }
+                // All handles are gone: nobody will ask again, the guest goes on.
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return None,
+            }
+        }
+    }
+
+    fn serve(&mut self, request: VmRequest) -> Option<ExitReason> {
+        match request {
+            VmRequest::Info(reply) => {
+                answer(reply, self.parts.chassis.info(self.vm_state(), self.ready_us))
+            }
+            VmRequest::Pause(reply) => self.pause(reply),
+            VmRequest::Resume(reply) => {
+                self.resume();
+                answer(reply, Ok(()));
+            }
+            VmRequest::SetBalloonTarget { target, deadline, reply } => {
+                self.parts.balloon.post(BalloonCommand::SetTarget { target, deadline, reply });
+            }
+            VmRequest::Balloon(reply) => self.parts.balloon.post(BalloonCommand::Status(reply)),
+            VmRequest::Operation { id, reply } => {
+                self.parts.balloon.post(BalloonCommand::Operation { id, reply });
+            }
+            VmRequest::Exec { scenario, args, reply, events } => {
+                let result = if self.run_state == RunState::Running {
+                    self.agent.exec(scenario, &args, events)
+                } else {
+                    Err(VmError::Paused)
+                };
+                self.send_to_agent();
+                answer(reply, result);
+            }
+            VmRequest::Scenarios(reply) => answer(reply, self.agent.scenarios().to_vec()),
+            VmRequest::Stop { timeout, reply } => return self.stop(timeout, reply),
+            VmRequest::Metrics(reply) => {
+                let own = metrics::collect(&self.parts.chassis, &self.agent);
+                self.parts.balloon.post(BalloonCommand::Metrics { own, reply });
+            }
+        }
+        None
+    }
+
+    fn vm_state(&self) -> VmState {
+        match (self.run_state, self.ready_us) {
+            (RunState::Paused, _) => VmState::Paused,
+            (RunState::Running | RunState::Pausing, None) => VmState::Starting,
+            (RunState::Running | RunState::Pausing, Some(_)) => VmState::Running,
+        }
+    }
+
+    fn pause(&mut self, reply: Reply<Result<(), VmError>>) {
+        match self.run_state {
+            RunState::Paused => answer(reply, Ok(())),
+            RunState::Pausing => self.pausing.push(reply),
+            RunState::Running => {
+                self.pausing.push(reply);
+                self.run_state = RunState::Pausing;
+                self.vcpus.pause();
+            }
+        }
+    }
+
+    fn paused(&mut self) {
+        // An event of a pause that was taken back in the meantime means nothing.
+        if self.run_state == RunState::Pausing && self.vcpus.all_parked() {
+            self.run_state = RunState::Paused;
+            self.parts.balloon.post(BalloonCommand::Paused(true));
+            answer_all(self.pausing.drain(..), Ok(()));
+        }
+    }
+
+    fn resume(&mut self) {
+        if self.run_state != RunState::Running {
+            self.run_state = RunState::Running;
+            self.vcpus.resume();
+            self.parts.balloon.post(BalloonCommand::Paused(false));
+            // Whoever waits for a pause that a resume has overtaken was paused, for no time at all.
+            answer_all(self.pausing.drain(..), Ok(()));
+        }
+    }
+
+    fn stop(&mut self, timeout: Option<Duration>, reply: Reply<bool>) -> Option<ExitReason> {
+        let asked = self.run_state == RunState::Running
+            && (self.stopping.is_some() || self.agent.power_off());
+        if !asked {
+            answer(reply, false);
+            return timeout.map(|_| ExitReason::Stopped { by_guest: false });
+        }
+        self.send_to_agent();
+        // A timeout beyond what a clock can say is no timeout.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let stopping =
+            self.stopping.get_or_insert(Stopping { deadline: None, replies: Vec::new() });
+        stopping.deadline = [stopping.deadline, deadline].into_iter().flatten().min();
+        stopping.replies.push(reply);
+        None
+    }
+}
+
+fn register(poller: &mut Poller<Token>, parts: &mut Parts) -> io::Result<()> {
+    poller.watch(parts.requests_wake.as_raw_fd(), Token::Requests)?;
+    poller.watch(parts.vcpu_wake.as_raw_fd(), Token::Vcpus)?;
+    poller.watch(parts.signals.fd(), Token::Signal)?;
+    let console = &parts.chassis.console;
+    poller.watch(console.touched().as_raw_fd(), Token::ConsoleTouched)?;
+    for (queue, doorbell) in (0..).zip(console.doorbells()) {
+        poller.watch(doorbell.as_raw_fd(), Token::ConsoleQueue(queue))?;
+    }
+    parts.stdio.register(poller)
+}
+
+/// Answers a requester, who may be gone.
+pub(super) fn answer<T>(reply: Reply<T>, value: T) {
+    reply.send(value).ok();
+}
+
+fn answer_all<T: Clone>(replies: impl IntoIterator<Item = Reply<T>>, value: T) {
+    replies.into_iter().for_each(|reply| answer(reply, value.clone()));
+}

@@ -1,0 +1,119 @@
+//! A virtio device's place in the machine: its MMIO window, interrupt line and doorbells.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use abi::mmio::{self, INTERRUPT_ACK, INTERRUPT_STATUS, STATUS};
+use abi::platform::{VIRTIO_MMIO_BASE, VIRTIO_MMIO_FIRST_GSI};
+use devices::ram::GuestRam;
+use devices::transport::{InterruptStatus, MmioTransport};
+use devices::virtio::{QueueProgress, VirtioDevice};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::kvm::KvmError;
+use crate::kvm::machine::Machine;
+use crate::line::Line;
+
+/// A device behind its registers, shared by the vCPUs and the thread that serves its queues.
+///
+/// The one lock here, the transport's, is taken after no other lock of this
+/// crate, and is held across discards; INTERRUPT_STATUS and INTERRUPT_ACK,
+/// which a driver touches at every interrupt, do without it.
+pub(crate) struct Window<D> {
+    transport: Mutex<MmioTransport<D>>,
+    interrupts: Arc<InterruptStatus>,
+    line: Arc<Line>,
+    slot: u16,
+    /// One eventfd per queue, which KVM writes when the guest notifies it.
+    doorbells: Vec<EventFd>,
+    /// Written when a vCPU's register write gave the serving thread something to look at.
+    touched: EventFd,
+}
+
+impl<D: VirtioDevice> Window<D> {
+    /// Puts `device` into window number `slot`.
+    pub(crate) fn new(device: D, slot: u16, ram: Arc<dyn GuestRam>) -> io::Result<Self> {
+        let line = Arc::new(Line::new(VIRTIO_MMIO_FIRST_GSI + u32::from(slot))?);
+        let transport = MmioTransport::new(device, ram, line.clone());
+        let interrupts = transport.interrupt_status();
+        let eventfd = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK);
+        let doorbells =
+            (0..transport.queue_count()).map(|_| eventfd()).collect::<Result<_, _>>()?;
+        let transport = Mutex::new(transport);
+        Ok(Self { transport, interrupts, line, slot, doorbells, touched: eventfd()? })
+    }
+
+    /// Connects line and doorbells to a machine that has neither yet.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub(crate) fn connect(&self, machine: &Machine) -> Result<(), KvmError> {
+        machine.connect_line(self.line.eventfd(), self.line.gsi())?;
+        for (queue, doorbell) in (0..).zip(&self.doorbells) {
+            machine.connect_doorbell(doorbell, self.base(), queue)?;
+        }
+        Ok(())
+    }
+
+    /// Guest-physical address of the window.
+    pub(crate) fn base(&self) -> u64 {
+        VIRTIO_MMIO_BASE + u64::from(self.slot) * mmio::WINDOW_BYTES
+    }
+
+    /// The line's GSI.
+    pub(crate) fn gsi(&self) -> u32 {
+        self.line.gsi()
+    }
+
+    /// An eventfd per queue.
+    pub(crate) fn doorbells(&self) -> &[EventFd] {
+        &self.doorbells
+    }
+
+    /// Readable when a vCPU has written the status, or configuration space, or left a queue pending.
+    pub(crate) fn touched(&self) -> &EventFd {
+        &self.touched
+    }
+
+    /// The transport.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, MmioTransport<D>> {
+        // A panic in a device model is a bug of ours and ends the VM where it happened; whoever
+        // still comes by meets registers of some state, which is what a guest can set up anyway.
+        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves queue `queue` after its doorbell was read.
+    pub(crate) fn serve(&self, queue: u16) -> QueueProgress {
+        self.lock().queue_notified(queue)
+    }
+}
+
+/// A window as vCPUs see it.
+pub(crate) trait MmioWindow: Send + Sync {
+    /// Reads at `offset`.
+    fn read(&self, offset: u64, data: &mut [u8]);
+    /// Writes at `offset`.
+    fn write(&self, offset: u64, data: &[u8]);
+}
+
+impl<D: VirtioDevice> MmioWindow for Window<D> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let (INTERRUPT_STATUS, Ok(data)) = (offset, <&mut [u8; 4]>::try_from(&mut *data)) {
+            *data = self.interrupts.read().to_le_bytes();
+        } else {
+            self.lock().read(offset, data);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let (INTERRUPT_ACK, Ok(data)) = (offset, <[u8; 4]>::try_from(data)) {
+            self.interrupts.acknowledge(u32::from_le_bytes(data));
+            return;
+        }
+        let progress = self.lock().write(offset, data);
+        if progress == QueueProgress::Pending || offset == STATUS || offset >= mmio::CONFIG {
+            // Fails only when the counter is full: the wake-up is pending already.
+            self.touched.write(1).ok();
+        }
+    }
+}
