@@ -6,6 +6,7 @@
 #![cfg_attr(not(any(test, loom, feature = "testing")), no_std)]
 
 pub mod buddy;
+pub mod census;
 #[cfg(not(loom))]
 pub mod console;
 pub mod memdesc;

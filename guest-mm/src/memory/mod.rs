@@ -29,7 +29,7 @@ use crate::memdesc::{Order, WordTable};
 use crate::platform::{MAX_CPUS, Platform};
 use crate::sync::SpinLock;
 use alloc::AtomicCounters;
-use pcp::CpuLists;
+pub(crate) use pcp::CpuLists;
 
 /// The memory of one machine.
 #[derive(Debug)]

@@ -63,6 +63,11 @@ impl CpuLists {
         Self { cpu, lists: [[empty; PCP_TYPES]; PCP_ORDERS.len()], pages: 0 }
     }
 
+    /// Whose lists these are.
+    pub(crate) const fn cpu(&self) -> u8 {
+        self.cpu
+    }
+
     /// Pages on the lists.
     pub(crate) const fn pages(&self) -> u64 {
         self.pages
