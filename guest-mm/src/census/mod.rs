@@ -153,5 +153,5 @@ impl<P: Platform> Memory<P> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;

@@ -31,5 +31,5 @@ pub use table::{LookupError, MAX_REGIONS, OutOfMap, Region, WordTable};
 pub use transition::TransitionError;
 pub use word::{Link, UnknownWord, Word, ZONE_MAX_PAGES};
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;

@@ -136,12 +136,13 @@ impl<P: Platform> Memory<P> {
         }
         let mut zone = self.zone.lock(&self.platform);
         let block = zone.take(&self.map, order, gfp)?;
+        // Before anything walks the pageblock: the block must not look free.
+        let frames = self.freeze(block)?;
         if gfp.contains(Gfp::HIGH) && order > Order::ZERO {
             zone.reserve_high_atomic(&self.map, block.pfn);
         }
         self.counters.note_available(&zone);
-        drop(zone);
-        self.freeze(block)
+        Some(frames)
     }
 
     /// The handle of a block just taken off a list.

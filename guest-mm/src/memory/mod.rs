@@ -120,5 +120,5 @@ impl<P: Platform> Memory<P> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;

@@ -22,5 +22,5 @@ pub use descriptor::{OBJECT_BYTES_PER_SLAB, SlabDesc, SlabView, objects_per_slab
 
 pub(crate) use descriptor::view;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;

@@ -10,3 +10,6 @@ pub mod spinlock;
 
 pub use lock_order::{HeldLocks, LockClass};
 pub use spinlock::{SpinGuard, SpinLock};
+
+#[cfg(test)]
+mod tests;
