@@ -5,6 +5,8 @@
 //! simulated machine and under model checkers.
 #![cfg_attr(not(any(test, loom, feature = "testing")), no_std)]
 
+#[cfg(not(loom))]
+pub mod balloon;
 pub mod buddy;
 pub mod census;
 #[cfg(not(loom))]
