@@ -8,6 +8,7 @@ use std::env;
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(guest_image)");
     println!("cargo:rerun-if-env-changed=AEROSTAT_GUEST_IMAGE");
+    println!("cargo:rerun-if-env-changed=AEROSTAT_NUCLEUS_MUTANT");
     println!("cargo:rerun-if-changed=build.rs");
     if env::var_os("AEROSTAT_GUEST_IMAGE").is_none() {
         return;

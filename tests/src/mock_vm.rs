@@ -94,13 +94,6 @@ impl MockVm {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Ends the server but not the event loop.
-    pub fn finish_server(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.finish();
-        }
-    }
-
     /// Ends the event loop but not the server, as when a VM ends while clients are served.
     ///
     /// # Panics
@@ -117,7 +110,9 @@ impl MockVm {
 
 impl Drop for MockVm {
     fn drop(&mut self) {
-        self.finish_server();
+        if let Some(server) = self.server.take() {
+            server.finish();
+        }
         let (reply, _unheard) = tokio::sync::oneshot::channel();
         self.stop.send(VmRequest::Stop { timeout: Some(Duration::ZERO), reply }).ok();
     }

@@ -10,6 +10,7 @@ pub mod console;
 pub mod mmio;
 pub mod page;
 pub mod platform;
+pub mod trap_stress;
 pub mod virtio;
 
 pub use page::{PAGE_SHIFT, PAGE_SIZE, PageCount, Pfn, PfnRange};

@@ -34,11 +34,11 @@ pub const IMAGE_REGION_END: u64 = IMAGE_GPA + LARGE_PAGE;
 pub const ALIAS_DISTANCE: u64 = LARGE_PAGE;
 
 /// Lowest address of the boot CPU's stack; unmapped below.
-pub const MAIN_STACK: u64 = KERNEL_BASE + 0x36_0000;
+pub const MAIN_STACK: u64 = KERNEL_BASE + 0x31_0000;
 /// Bytes of the boot CPU's stack.
-pub const MAIN_STACK_BYTES: u64 = 0x2_0000;
+pub const MAIN_STACK_BYTES: u64 = 0x7_0000;
 /// What the linker lets the image grow to, and the end of the early table arena behind it.
-pub const ARENA_END_GPA: u64 = 0x34_0000;
+pub const ARENA_END_GPA: u64 = 0x30_0000;
 
 /// Lowest address of CPU 0's trap stack. Stacks are 64 KiB, so aligned that one 32-bit compare of an address' bits
 /// 16..48 tells whether it lies in one, with 64 KiB of nothing below each.
@@ -111,6 +111,14 @@ pub const FIRST_VECTOR: u8 = 0x50;
 pub const VECTORS: u8 = 16;
 /// Vector of the local APIC's spurious interrupt.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
+
+/// An address or a length as the CPU has it.
+pub const fn word(value: u64) -> usize {
+    const { assert!(usize::BITS == u64::BITS) };
+    #[expect(clippy::cast_possible_truncation, reason = "asserted above")]
+    let word = value as usize;
+    word
+}
 
 const _: () = {
     assert!(NUCLEUS + (TABLES_PAGE + 10) * PAGE < MAIN_STACK);

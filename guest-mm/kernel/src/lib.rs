@@ -8,5 +8,6 @@ pub mod layout;
 pub mod level;
 pub mod memory_map;
 pub mod protocol;
+pub mod scenario;
 pub mod size;
 pub mod start_info;

@@ -10,7 +10,7 @@ use crate::layout::{DIRECT_MAP_LIMIT, PAGE};
 use crate::start_info::{MapEntry, TYPE_RAM};
 
 /// Ranges that a [`RamMap`] holds.
-pub const MAX_RANGES: usize = 32;
+pub const MAX_RANGES: usize = 16;
 /// Map entries that are read.
 pub const MAX_ENTRIES: usize = 128;
 
@@ -191,8 +191,8 @@ mod tests {
         let entries = (0..100u64).map(|n| ram(n << 20, (n + 1) << 12));
         let map = RamMap::new(entries);
         assert_eq!(map.ranges().len(), MAX_RANGES);
-        assert_eq!(map.pages(), (69..=100).sum::<u64>());
-        assert_eq!(map.dropped_pages(), (1..69).sum::<u64>());
+        assert_eq!(map.pages(), (85..=100).sum::<u64>());
+        assert_eq!(map.dropped_pages(), (1..85).sum::<u64>());
     }
 
     fn entry() -> impl Strategy<Value = MapEntry> {

@@ -1,6 +1,6 @@
 //! The local APIC (xAPIC: one store ends an interrupt, nine instructions in ring 0 would in x2APIC mode).
 
-use guest_kernel::layout::{DEVICE_WINDOWS, SPURIOUS_VECTOR};
+use guest_kernel::layout::{DEVICE_WINDOWS, SPURIOUS_VECTOR, word};
 
 /// Register offsets.
 mod register {
@@ -10,6 +10,8 @@ mod register {
     pub(super) const EOI: u64 = 0xb0;
     /// Spurious vector and software enable.
     pub(super) const SPURIOUS: u64 = 0xf0;
+    /// Interrupt command, low half.
+    pub(super) const COMMAND: u64 = 0x300;
     /// Local vector table, LINT0: where an 8259 is wired.
     pub(super) const LVT_LINT0: u64 = 0x350;
     /// Local vector table, timer.
@@ -29,7 +31,7 @@ const ENABLE: u32 = 1 << 8;
 
 /// A register's address.
 fn address(offset: u64) -> *mut u32 {
-    core::ptr::with_exposed_provenance_mut((DEVICE_WINDOWS + offset) as usize)
+    core::ptr::with_exposed_provenance_mut(word(DEVICE_WINDOWS + offset))
 }
 
 /// Writes a register.
@@ -76,6 +78,13 @@ pub(super) fn timer_count() -> u32 {
 pub(super) fn init() {
     write(register::SPURIOUS, ENABLE | u32::from(SPURIOUS_VECTOR));
     write(register::LVT_LINT0, LVT_MASKED);
+}
+
+/// Interrupts this CPU: an IPI to itself.
+pub(super) fn send_to_self(vector: u8) {
+    const TO_SELF: u32 = 1 << 18;
+    const ASSERT: u32 = 1 << 14;
+    write(register::COMMAND, TO_SELF | ASSERT | u32::from(vector));
 }
 
 /// Ends the interrupt in service.

@@ -2,7 +2,7 @@
 
 use core::cell::UnsafeCell;
 
-use abi::{Pfn, PfnRange};
+use abi::{PageCount, Pfn, PfnRange};
 use guest_kernel::cmdline::Options;
 use guest_kernel::layout::{
     CPUS, IMAGE_GPA, IMAGE_REGION_END, KERNEL_BASE, MAIN_STACK, MAIN_STACK_BYTES, TRAP_STACK,
@@ -19,7 +19,7 @@ const MAX_CMDLINE: usize = 2048;
 /// Modules whose memory is respected.
 const MAX_MODULES: usize = 8;
 /// Ranges of RAM that the memory manager does not get.
-const MAX_RESERVED: usize = 2 + 1 + CPUS + MAX_MODULES;
+const MAX_RESERVED: usize = 5 + CPUS + MAX_MODULES;
 /// Below 1 MiB: firmware's tables, and the place where other CPUs start.
 const LOW_MEMORY_END: u64 = 1 << 20;
 
@@ -47,6 +47,18 @@ impl Boot {
     /// Ranges that hold the kernel, its stacks and tables, and what the loader left.
     pub(super) fn reserved(&self) -> &[PfnRange] {
         self.reserved.get(..self.reserved_len).unwrap_or(&[])
+    }
+
+    /// Takes `pages` pages off the top of the highest range that has them to spare; `None` if none has.
+    pub(super) fn carve(&mut self, pages: PageCount) -> Option<PfnRange> {
+        let carved = self.ram.ranges().iter().rev().find_map(|range| {
+            let start = range.end().number().checked_sub(pages.get()).and_then(Pfn::new)?;
+            let carved = PfnRange::new(start, range.end())?;
+            let is_free = self.reserved().iter().all(|taken| taken.intersection(carved).is_none());
+            (range.contains_range(carved) && is_free).then_some(carved)
+        })?;
+        self.reserve(Some(carved));
+        Some(carved)
     }
 
     fn reserve(&mut self, range: Option<PfnRange>) {

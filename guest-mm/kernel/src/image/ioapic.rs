@@ -1,6 +1,6 @@
 //! The I/O APIC: edge-triggered pins to vectors of the boot CPU.
 
-use guest_kernel::layout::{DEVICE_WINDOWS, LARGE_PAGE};
+use guest_kernel::layout::{DEVICE_WINDOWS, LARGE_PAGE, word};
 
 use super::{apic, paging};
 
@@ -34,7 +34,7 @@ impl IoApic {
     }
 
     fn register(&self, offset: u64) -> *mut u32 {
-        core::ptr::with_exposed_provenance_mut((self.base + offset) as usize)
+        core::ptr::with_exposed_provenance_mut(word(self.base + offset))
     }
 
     fn read(&self, index: u32) -> u32 {

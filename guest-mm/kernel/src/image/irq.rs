@@ -3,7 +3,8 @@
 //! Handlers only count and leave a mark: all work is done by the main loop.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use guest_kernel::layout::{FIRST_VECTOR, VECTORS};
 
@@ -30,8 +31,9 @@ pub(super) type Handler = fn(u8);
 static COUNTS: [AtomicU64; VECTORS as usize] = [const { AtomicU64::new(0) }; VECTORS as usize];
 /// Something may have changed since the main loop last looked.
 static WORK: AtomicBool = AtomicBool::new(true);
-/// Handlers of [`VECTORS`], as addresses; 0: count only.
-static HANDLERS: [AtomicU64; VECTORS as usize] = [const { AtomicU64::new(0) }; VECTORS as usize];
+/// Handlers of [`VECTORS`]; null: count only.
+static HANDLERS: [AtomicPtr<()>; VECTORS as usize] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; VECTORS as usize];
 
 /// This CPU's shared words.
 pub(super) fn shared() -> &'static SharedWords {
@@ -106,10 +108,10 @@ fn handle(index: usize) {
     let Some(count) = COUNTS.get(index) else { return };
     count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     WORK.store(true, Ordering::Release);
-    let address = HANDLERS.get(index).map_or(0, |handler| handler.load(Ordering::Acquire));
-    if address != 0 {
-        // SAFETY: only `set_handler` writes non-zero values, and those are `Handler`s.
-        let handler: Handler = unsafe { core::mem::transmute(address as usize) };
+    let handler = HANDLERS.get(index).map_or(ptr::null_mut(), |slot| slot.load(Ordering::Acquire));
+    if !handler.is_null() {
+        // SAFETY: only `set_handler` writes other pointers than null, and those are `Handler`s.
+        let handler: Handler = unsafe { core::mem::transmute(handler) };
         handler(FIRST_VECTOR + u8::try_from(index).unwrap_or(0));
     }
 }
@@ -118,7 +120,10 @@ fn handle(index: usize) {
 pub(super) fn set_handler(vector: u8, handler: Option<Handler>) {
     let index = usize::from(vector.wrapping_sub(FIRST_VECTOR));
     if let Some(slot) = HANDLERS.get(index) {
-        slot.store(handler.map_or(0, |handler| handler as usize as u64), Ordering::Release);
+        slot.store(
+            handler.map_or(ptr::null_mut(), |handler| handler as *mut ()),
+            Ordering::Release,
+        );
     }
 }
 

@@ -85,7 +85,9 @@ landing_common:
     andq $-16, %rsp
     fxsave64 (%rsp)
     call trap_entry
+    .if MUTANT != 1
     fxrstor64 (%rsp)
+    .endif
     movq %rbx, %rsp
     popq %r15
     popq %r14
@@ -108,8 +110,10 @@ landing_common:
     jnz 1f
     pushq $0x202                            # unmask first, then look: the other order loses one
     popfq
+    .if MUTANT != 2
     cmpl $0, %gs:0
     jne 2f
+    .endif
 1:  iretq
 2:  pushq $(FLAG_ID + 0x202)
     popfq

@@ -5,6 +5,7 @@ mod boot;
 mod gate;
 mod ioapic;
 mod irq;
+mod kernel;
 mod log;
 mod nucleus;
 mod paging;
@@ -12,37 +13,92 @@ mod panic;
 mod platform;
 mod port;
 mod power;
+mod scenario;
+mod sentinel;
 mod serial;
 mod time;
 mod timer;
 mod trap;
+mod window;
 
+use abi::{PageCount, Pfn, PfnRange};
+use guest_kernel::cmdline::StoreKind;
+use guest_kernel::layout::PAGE;
 use guest_kernel::size::Human;
+use guest_mm::buddy::Gfp;
+use guest_mm::memory::Memory;
+use guest_mm::rcu::Rcu;
+use guest_mm::slab::KmemCache;
+use guest_mm::store::{BitmapStore, PfnStore, XArrayStore};
+use guest_mm::xarray::SlabNodes;
+
+use boot::Boot;
+use kernel::Kernel;
 use log::{debug, info};
+use platform::Machine;
 
 /// Called once by the landing, masked, with the GPA of the PVH start info.
 #[unsafe(no_mangle)]
 extern "C" fn kernel_main(start_info_gpa: u64) -> ! {
     serial::init();
     let source = time::init();
-    let boot = boot::boot(start_info_gpa);
-    let _machine = platform::Machine::new(boot.limit());
+    let mut boot = boot::boot(start_info_gpa);
     info!("aerostat guest, {}", Human(boot.ram.pages() << 12));
     debug!("TSC {} Hz by {source:?}", time::rate().hz());
-    for r in boot.ram.ranges() {
-        debug!("ram {r:?}");
-    }
-    for r in boot.reserved() {
-        debug!("reserved {r:?}");
-    }
+    let machine = Machine::new(boot.limit());
+    let range = PfnRange::new(Pfn::ZERO, boot.limit())
+        .unwrap_or_else(|| unreachable!("0 is below any limit"));
+    let bitmap = match boot.options.balloon_store {
+        StoreKind::XArray => None,
+        StoreKind::Bitmap => Some(bitmap_words(&mut boot, range)),
+    };
+    let memory = Memory::new(machine, boot.ram.ranges(), boot.reserved())
+        .unwrap_or_else(|error| panic!("{error}"));
     apic::init();
     timer::init();
     irq::unmask();
-    timer::arm(1_000_000_000);
-    loop {
-        irq::wait_for_work();
-        if irq::take_work() {
-            debug!("work {}", irq::count(timer::VECTOR));
-        }
+    if let Some(words) = bitmap {
+        let store = BitmapStore::new(&machine, range, words);
+        serve(
+            &boot,
+            &memory,
+            &store.unwrap_or_else(|| unreachable!("counted for the same range")),
+            &[],
+        );
     }
+    let cache = SlabNodes::cache(&memory).unwrap_or_else(|error| panic!("{error}"));
+    let rcu = Rcu::new();
+    let store = XArrayStore::new(&rcu, SlabNodes::new(&memory, &cache, Gfp::KERNEL), range);
+    serve(&boot, &memory, &store, &[&cache])
+}
+
+/// Memory for a bitmap store over `range`.
+///
+/// # Panics
+/// Without room for it.
+fn bitmap_words(boot: &mut Boot, range: PfnRange) -> &'static mut [u64] {
+    let words = BitmapStore::<Machine>::words_for(range).unwrap_or(usize::MAX);
+    let pages = PageCount::new((words as u64).div_ceil(PAGE / 8));
+    let carved = boot
+        .carve(pages)
+        .unwrap_or_else(|| panic!("no room for a bitmap of {} pages", pages.get()));
+    let start = paging::direct(carved.start().gpa()).cast::<u64>();
+    // SAFETY: the range was just taken out of RAM for good; the direct map shows it, page-aligned; any bits are u64s.
+    unsafe { core::slice::from_raw_parts_mut(start, words) }
+}
+
+/// Starts the devices, runs what the command line asks for, then serves for ever.
+fn serve<S: PfnStore>(
+    boot: &Boot,
+    memory: &Memory<Machine>,
+    store: &S,
+    caches: &[&KmemCache],
+) -> ! {
+    let mut kernel = Kernel::new(memory, store, caches);
+    kernel.find_devices(boot.cmdline, &boot.options, &boot.ram);
+    debug!("serving after {} us", time::now_ns() / 1000);
+    for words in boot.options.exec() {
+        kernel.run_from_cmdline(words);
+    }
+    kernel.run()
 }

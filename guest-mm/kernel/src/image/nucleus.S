@@ -14,6 +14,8 @@
     .set SLOT, 64                           # bytes of a stub
     .set APIC_EOI, {apic_eoi}
 
+    .set MUTANT, {mutant}                   # 0, or a deliberate fault that the trap stress must find: see nucleus.rs
+
     .set C, 0                               # the CPU being generated
     .macro per_cpu_addresses
     .set CODE, NB + ({code_page} + C) * 4096
@@ -177,7 +179,9 @@ nucleus_fatal:
     orl $(1 << \bit), PENDING
     testl $FLAG_ID, 16(%rsp)
     jnz 1f
+    .if MUTANT != 4
     xorl $0x200, TSS + 0x24
+    .endif
     movq %rsp, FI + 24
     movq $FI, %rsp
 1:  iretq
@@ -235,7 +239,9 @@ nucleus_fatal:
 10: movq %rdi, %cr3
     iretq
 11: cmpl $0, PENDING                        # halt; the caller is masked
+    .if MUTANT != 3
     jne 12f
+    .endif
     sti
     hlt                                     # the interrupt that ends it finds RFLAGS.ID set: recorded, not reflected
 12: iretq

@@ -10,6 +10,19 @@ use guest_kernel::layout;
 use super::gate::OPERATIONS;
 use super::trap::{VECTOR_INTERRUPT, VECTOR_REPLAY};
 
+/// A deliberate fault, chosen when the image is built (`AEROSTAT_NUCLEUS_MUTANT`): the negative controls of the trap
+/// stress. Each must make it fail; see `docs/nucleus.md`.
+const MUTANT: u32 = match option_env!("AEROSTAT_NUCLEUS_MUTANT") {
+    None => 0,
+    Some(name) => match name.as_bytes() {
+        b"no-fxrstor" => 1,
+        b"no-replay" => 2,
+        b"halt-unchecked" => 3,
+        b"no-ist-toggle" => 4,
+        _ => panic!("AEROSTAT_NUCLEUS_MUTANT names no mutant"),
+    },
+};
+
 global_asm!(
     include_str!("nucleus.S"),
     include_str!("landing.S"),
@@ -17,6 +30,7 @@ global_asm!(
     nucleus = const layout::NUCLEUS,
     kernel_base = const layout::KERNEL_BASE,
     direct_map = const layout::DIRECT_MAP,
+    mutant = const MUTANT,
     alias = const layout::ALIAS_DISTANCE,
     cpus = const layout::CPUS,
     first_vector = const layout::FIRST_VECTOR,

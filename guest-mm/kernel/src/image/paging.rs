@@ -6,7 +6,7 @@ use abi::{Pfn, PfnRange};
 use guest_kernel::direct_map::{DirectMap, ENTRIES, OutOfTables, TableMemory, entry};
 use guest_kernel::layout::{
     ARENA_END_GPA, BootTable, DEVICE_WINDOW_COUNT, DEVICE_WINDOWS, DIRECT_MAP, DIRECT_MAP_LIMIT,
-    IMAGE_GPA, KERNEL_BASE, LARGE_PAGE, NUCLEUS, PAGE, PRIVATE_PAGES,
+    IMAGE_GPA, KERNEL_BASE, LARGE_PAGE, NUCLEUS, PAGE, PRIVATE_PAGES, word,
 };
 use guest_kernel::memory_map::RamMap;
 
@@ -34,7 +34,7 @@ fn image_end_gpa() -> u64 {
 
 /// Where the direct map shows `gpa`. Valid for what is RAM.
 pub(super) fn direct(gpa: u64) -> *mut u8 {
-    core::ptr::with_exposed_provenance_mut((DIRECT_MAP + gpa) as usize)
+    core::ptr::with_exposed_provenance_mut(word(DIRECT_MAP + gpa))
 }
 
 /// Bytes that the loader left below 1 GiB and outside the image; `None` elsewhere, where nothing is mapped yet.
@@ -48,7 +48,7 @@ pub(super) fn loader_bytes(gpa: u64, len: u64) -> Option<&'static [u8]> {
     }
     // SAFETY: the link-time direct map covers the first GiB except the image; nobody writes there before the allocator
     // exists. Addresses without RAM behind them read as all ones, from the VMM.
-    Some(unsafe { core::slice::from_raw_parts(direct(gpa), len as usize) })
+    Some(unsafe { core::slice::from_raw_parts(direct(gpa), word(len)) })
 }
 
 /// Tables in the arena and in the nucleus' table pages, reached through the direct map.
@@ -68,7 +68,7 @@ impl TableMemory for Tables {
         }
         ARENA.store(gpa + PAGE, Ordering::Relaxed);
         // SAFETY: the page lies between the image and the stacks, mapped from link time on, and was never handed out.
-        unsafe { direct(gpa).write_bytes(0, PAGE as usize) };
+        unsafe { direct(gpa).write_bytes(0, word(PAGE)) };
         Some(gpa)
     }
 

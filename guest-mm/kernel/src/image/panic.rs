@@ -104,7 +104,7 @@ fn backtrace(first: Option<u64>, mut rbp: u64) {
         if !in_a_stack(rbp) || !rbp.is_multiple_of(8) {
             break;
         }
-        let frame = core::ptr::with_exposed_provenance::<[u64; 2]>(rbp as usize);
+        let frame = core::ptr::with_exposed_provenance::<[u64; 2]>(layout::word(rbp));
         // SAFETY: 16 bytes inside one of the stacks, which are mapped from link time on; any bits are integers.
         let [next, address] = unsafe { frame.read() };
         if address == 0 {

@@ -5,6 +5,8 @@ use abi::platform::{
     PVPANIC_PORT,
 };
 
+use guest_kernel::layout::{KERNEL_BASE, PAGE, word};
+
 use super::{gate, irq, port};
 
 /// Powers off; where there is no such register (Firecracker), resets, which ends the VM there.
@@ -13,9 +15,23 @@ pub(super) fn off() -> ! {
     reset()
 }
 
-/// Pulses the reset line.
+/// Pulses the reset line; where there is none (QEMU microvm), shuts the CPU down, which every VMM notices.
 pub(super) fn reset() -> ! {
     port::write8(I8042_COMMAND_PORT, I8042_RESET);
+    triple_fault()
+}
+
+/// A page of zeros for a root table.
+#[repr(align(4096))]
+struct EmptyTable([u8; word(PAGE)]);
+
+static EMPTY_TABLE: EmptyTable = EmptyTable([0; word(PAGE)]);
+
+/// Loads page tables that map nothing: the next fetch faults, so does the fault's handler, and the CPU shuts down.
+pub(super) fn triple_fault() -> ! {
+    let root = EMPTY_TABLE.0.as_ptr().expose_provenance() as u64 - KERNEL_BASE;
+    // SAFETY: no instruction follows that could see the missing mappings.
+    unsafe { gate::load_cr3(root) };
     halt_for_good()
 }
 

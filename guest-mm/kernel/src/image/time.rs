@@ -64,10 +64,11 @@ pub(super) fn init() -> Source {
 fn find_rate() -> (Source, Option<TscRate>) {
     let [highest, b, c, d] = gate::cpuid(0x4000_0000);
     let is_kvm = [b, c, d] == [0x4b4d_564b, 0x564b_4d56, 0x4d]; // "KVMKVMKVM"
-    if is_kvm && gate::cpuid(0x4000_0001)[0] & (1 << 3) != 0 {
-        if let Some(rate) = kvmclock_rate() {
-            return (Source::Kvmclock, Some(rate));
-        }
+    if is_kvm
+        && gate::cpuid(0x4000_0001)[0] & (1 << 3) != 0
+        && let Some(rate) = kvmclock_rate()
+    {
+        return (Source::Kvmclock, Some(rate));
     }
     if (0x4000_0010..0x4001_0000).contains(&highest) {
         let khz = u64::from(gate::cpuid(0x4000_0010)[0]);

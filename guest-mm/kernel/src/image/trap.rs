@@ -1,6 +1,7 @@
 //! What ring 3 does with a reflected trap.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use super::{irq, panic};
 
@@ -56,13 +57,13 @@ const USER_CS: u64 = 0x33;
 /// Handler of page faults: returns whether it has mended the mapping.
 pub(super) type PageFaultHandler = fn(&TrapFrame) -> bool;
 
-/// The installed [`PageFaultHandler`] as an address; 0: none.
-static PAGE_FAULT_HANDLER: AtomicU64 = AtomicU64::new(0);
+/// The installed [`PageFaultHandler`]; null: none.
+static PAGE_FAULT_HANDLER: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 
 /// Installs or removes the handler of page faults.
 pub(super) fn set_page_fault_handler(handler: Option<PageFaultHandler>) {
-    let address = handler.map_or(0, |handler| handler as usize as u64);
-    PAGE_FAULT_HANDLER.store(address, Ordering::Release);
+    let handler = handler.map_or(ptr::null_mut(), |handler| handler as *mut ());
+    PAGE_FAULT_HANDLER.store(handler, Ordering::Release);
 }
 
 /// Called by the landing, masked, on the trap stack.
@@ -75,12 +76,12 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
     match frame.vector {
         VECTOR_INTERRUPT | VECTOR_REPLAY => irq::drain(),
         exception::PAGE_FAULT => {
-            let address = PAGE_FAULT_HANDLER.load(Ordering::Acquire);
-            if address == 0 {
+            let handler = PAGE_FAULT_HANDLER.load(Ordering::Acquire);
+            if handler.is_null() {
                 panic::report_trap(frame);
             }
-            // SAFETY: only `set_page_fault_handler` writes non-zero values, and those are `PageFaultHandler`s.
-            let handler: PageFaultHandler = unsafe { core::mem::transmute(address as usize) };
+            // SAFETY: only `set_page_fault_handler` writes other pointers than null, and those are `PageFaultHandler`s.
+            let handler: PageFaultHandler = unsafe { core::mem::transmute(handler) };
             if !handler(frame) {
                 panic::report_trap(frame);
             }

@@ -1,0 +1,405 @@
+//! The kernel as a whole: memory, drivers, the agent, and the loop that serves them.
+//!
+//! Run to completion: interrupts only leave a mark, everything happens in
+//! [`Kernel::serve`], and a scenario that takes long calls it in between.
+
+use core::fmt;
+
+use guest_kernel::cmdline::Options;
+use guest_kernel::layout::FIRST_VECTOR;
+use guest_kernel::memory_map::{RamMap, outer_pages};
+use guest_kernel::protocol::{Event, LineReader, MAX_LINE_BYTES, Request};
+use guest_kernel::scenario::{self, Call};
+use guest_mm::balloon::{self, BalloonDriver, Wake};
+use guest_mm::console::{AgentState, ConsoleDriver};
+use guest_mm::memory::Memory;
+use guest_mm::slab::KmemCache;
+use guest_mm::store::PfnStore;
+use guest_mm::virtio::MmioBus;
+use guest_mm::virtio::discovery::{self, MmioWindow};
+
+use super::ioapic::IoApic;
+use super::log::{debug, error, warning};
+use super::platform::Machine;
+use super::sentinel::Sentinels;
+use super::serial::Serial;
+use super::window::Window;
+use super::{irq, power, time, timer};
+
+/// Vectors that devices get; the timer and the trap stress have the others.
+const DEVICE_VECTORS: core::ops::Range<u8> = FIRST_VECTOR + 1..FIRST_VECTOR + 11;
+/// Longest line of scenario output; the rest is cut off.
+const MAX_TEXT_BYTES: usize = 512;
+/// Bytes towards the agent that may wait for room in the port.
+const OUT_BYTES: usize = 2 * MAX_LINE_BYTES;
+/// Bytes taken from the port at once.
+const RECEIVE_BYTES: usize = 256;
+
+/// A driver and the interrupts that it has dealt with.
+struct Served<D> {
+    driver: D,
+    vector: u8,
+    seen: u64,
+}
+
+impl<D> Served<D> {
+    /// Whether the device's line fired since the last call.
+    fn fired(&mut self) -> bool {
+        let count = irq::count(self.vector);
+        core::mem::replace(&mut self.seen, count) != count
+    }
+}
+
+/// Where a scenario's output goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Destination {
+    /// To the agent, as part of this request.
+    Agent(u64),
+    /// To the serial console: a scenario from the command line.
+    Serial,
+}
+
+/// A request that waits for the main loop.
+struct Pending {
+    line: [u8; MAX_LINE_BYTES],
+    len: usize,
+}
+
+/// Bytes on their way to the agent.
+struct Out {
+    bytes: [u8; OUT_BYTES],
+    len: usize,
+}
+
+/// The kernel.
+pub(super) struct Kernel<'m, S> {
+    /// All of memory.
+    pub(super) memory: &'m Memory<Machine>,
+    /// What the balloon holds.
+    pub(super) store: &'m S,
+    /// Slab caches, for the census.
+    pub(super) caches: &'m [&'m KmemCache],
+    /// Pages that must never change.
+    pub(super) sentinels: Sentinels,
+    balloon: Option<Served<BalloonDriver<'m, Machine, Window, S>>>,
+    console: Option<Served<ConsoleDriver<Window>>>,
+    reader: LineReader,
+    pending: Pending,
+    out: Out,
+    announced: bool,
+    destination: Option<Destination>,
+    bad_lines: u64,
+}
+
+impl<'m, S: PfnStore> Kernel<'m, S> {
+    /// The kernel without any device.
+    pub(super) fn new(
+        memory: &'m Memory<Machine>,
+        store: &'m S,
+        caches: &'m [&'m KmemCache],
+    ) -> Self {
+        Self {
+            memory,
+            store,
+            caches,
+            sentinels: Sentinels::place(memory),
+            balloon: None,
+            console: None,
+            reader: LineReader::new(),
+            pending: Pending { line: [0; MAX_LINE_BYTES], len: 0 },
+            out: Out { bytes: [0; OUT_BYTES], len: 0 },
+            announced: false,
+            destination: None,
+            bad_lines: 0,
+        }
+    }
+
+    /// Finds and starts the devices that the command line announces.
+    pub(super) fn find_devices(&mut self, cmdline: &str, options: &Options<'_>, ram: &RamMap) {
+        let Some(ioapic) = IoApic::new() else { return };
+        let mut vectors = DEVICE_VECTORS;
+        for window in discovery::windows(cmdline) {
+            let window = match window {
+                Ok(window) => window,
+                Err(error) => {
+                    warning!("{error}");
+                    continue;
+                }
+            };
+            let pages = outer_pages(window.base, window.bytes);
+            let in_ram = pages.is_some_and(|pages| {
+                ram.ranges().iter().any(|range| range.intersection(pages).is_some())
+            });
+            let Some(bus) = (!in_ram).then(|| Window::map(&window)).flatten() else {
+                warning!("device window at {:#x} is in RAM or out of reach", window.base);
+                continue;
+            };
+            let Some(vector) = vectors.next() else {
+                warning!("too many devices: {:#x} is ignored", window.base);
+                continue;
+            };
+            if ioapic.route(window.gsi, vector).is_err() {
+                warning!("device at {:#x} has no such interrupt: {}", window.base, window.gsi);
+                continue;
+            }
+            self.start_device(bus, &window, vector, options);
+        }
+    }
+
+    /// Starts the driver that the device in `bus` asks for.
+    fn start_device(&mut self, bus: Window, at: &MmioWindow, vector: u8, options: &Options<'_>) {
+        match bus.read32(abi::mmio::DEVICE_ID) {
+            abi::virtio::VIRTIO_ID_BALLOON if self.balloon.is_none() => {
+                let options = balloon::Options {
+                    max_order: u32::from(options.balloon_order),
+                    ..balloon::Options::default()
+                };
+                match BalloonDriver::start(self.memory, self.store, bus, options) {
+                    Ok(driver) => self.balloon = Some(Served { driver, vector, seen: 0 }),
+                    Err(error) => error!("balloon at {:#x}: {error}", at.base),
+                }
+            }
+            abi::virtio::VIRTIO_ID_CONSOLE if self.console.is_none() => {
+                match ConsoleDriver::start(bus, self.memory) {
+                    Ok(driver) => self.console = Some(Served { driver, vector, seen: 0 }),
+                    Err(error) => error!("console at {:#x}: {error}", at.base),
+                }
+            }
+            id => debug!("device {id} at {:#x} has no driver here", at.base),
+        }
+    }
+
+    /// Serves every device once; returns when it wants to be called again.
+    pub(super) fn serve(&mut self) -> Wake {
+        irq::take_work();
+        let mut wake = Wake::OnInterrupt;
+        if let Some(balloon) = &mut self.balloon {
+            if balloon.fired() {
+                balloon.driver.interrupt();
+            }
+            wake = balloon.driver.poll();
+        }
+        self.serve_console();
+        wake
+    }
+
+    /// Serves the console; one that fails is given up.
+    fn serve_console(&mut self) {
+        let Some(console) = &mut self.console else { return };
+        if console.fired() {
+            console.driver.interrupt();
+        }
+        if let Err(error) = console.driver.poll() {
+            error!("console: {error}");
+            self.console = None;
+            return;
+        }
+        match console.driver.agent() {
+            AgentState::Open => {}
+            AgentState::Absent | AgentState::Waiting | AgentState::Closed => {
+                // Nobody listens: what was said so far is not kept for the next listener, who gets a new `ready`.
+                self.announced = false;
+                self.out.len = 0;
+                return;
+            }
+        }
+        if !self.announced {
+            self.announced = true;
+            let free_pages = self.memory.free_pages().get();
+            self.queue(&Event::Ready { free_pages, scenarios: scenario::NAMES });
+        }
+        self.flush();
+        self.receive();
+    }
+
+    /// Appends an event to what is on its way; one that does not fit is dropped.
+    fn queue(&mut self, event: &Event<'_>) -> bool {
+        let Some(room) = self.out.bytes.get_mut(self.out.len..) else { return false };
+        match event.encode(room) {
+            Some(len) => self.out.len += len,
+            None => return false,
+        }
+        true
+    }
+
+    /// Gives the port as much as it takes.
+    fn flush(&mut self) {
+        let Some(console) = &mut self.console else { return };
+        let waiting = self.out.bytes.get(..self.out.len).unwrap_or(&[]);
+        if waiting.is_empty() {
+            return;
+        }
+        // A failed console is seen by the next poll.
+        let sent = console.driver.send(waiting).unwrap_or(0);
+        self.out.bytes.copy_within(sent..self.out.len, 0);
+        self.out.len -= sent;
+    }
+
+    /// Takes bytes from the port. Those beyond a request that waits stay there: the host is not read faster than it is
+    /// served. While a scenario runs they are read, so that `poweroff` is heard.
+    fn receive(&mut self) {
+        while self.pending.len == 0 {
+            let Some(console) = &mut self.console else { return };
+            let mut bytes = [0; RECEIVE_BYTES];
+            let count = console.driver.receive(&mut bytes).unwrap_or(0);
+            if count == 0 {
+                return;
+            }
+            for byte in bytes.iter().take(count) {
+                self.take_byte(*byte);
+            }
+        }
+    }
+
+    fn take_byte(&mut self, byte: u8) {
+        let Some(line) = self.reader.push(byte) else { return };
+        let Some(request) = Request::parse(line) else {
+            self.bad_lines += 1;
+            return;
+        };
+        if request.exec == "poweroff" && request.args() == Some(&[]) {
+            power::off();
+        }
+        let id = request.id;
+        if self.destination.is_some() || self.pending.len != 0 {
+            // The host promised one at a time.
+            let text = "another scenario is running";
+            self.queue(&Event::Line { id, text });
+            self.queue(&Event::Exit { id, code: scenario::FAILURE });
+            return;
+        }
+        if let Some(slot) = self.pending.line.get_mut(..line.len()) {
+            slot.copy_from_slice(line);
+            self.pending.len = line.len();
+        }
+    }
+
+    /// Serves for ever.
+    pub(super) fn run(&mut self) -> ! {
+        loop {
+            let wake = self.serve();
+            if self.pending.len != 0 {
+                self.run_pending();
+                continue;
+            }
+            idle(wake);
+        }
+    }
+
+    /// Runs the request that waits.
+    fn run_pending(&mut self) {
+        let line = self.pending.line;
+        let len = core::mem::take(&mut self.pending.len);
+        let Some(request) = line.get(..len).and_then(Request::parse) else { return };
+        let Some(args) = request.args() else {
+            self.answer(request.id, Err(scenario::BadCall::Usage("at most 16 arguments")));
+            return;
+        };
+        let call = Call::parse(request.exec, args);
+        self.answer(request.id, call);
+    }
+
+    /// Runs a call for the agent, or says what is wrong with it.
+    fn answer(&mut self, id: u64, call: Result<Call, scenario::BadCall>) {
+        self.destination = Some(Destination::Agent(id));
+        let code = match call {
+            Ok(call) => self.execute(call),
+            Err(error) => {
+                self.print(format_args!("{error}"));
+                error.code()
+            }
+        };
+        self.send_event(&Event::Exit { id, code });
+        self.destination = None;
+    }
+
+    /// Runs a scenario of the command line, `NAME[,ARG]…`, its output on the serial console.
+    pub(super) fn run_from_cmdline(&mut self, words: &str) {
+        self.destination = Some(Destination::Serial);
+        let mut args = [""; 8];
+        let mut count = 0;
+        let (name, rest) = words.split_once(',').unwrap_or((words, ""));
+        for arg in rest.split(',').filter(|arg| !arg.is_empty()).take(args.len()) {
+            if let Some(slot) = args.get_mut(count) {
+                *slot = arg;
+                count += 1;
+            }
+        }
+        let code = match Call::parse(name, args.get(..count).unwrap_or(&[])) {
+            Ok(call) => self.execute(call),
+            Err(error) => {
+                self.print(format_args!("{error}"));
+                error.code()
+            }
+        };
+        self.print(format_args!("{words}: exit {code}"));
+        self.destination = None;
+    }
+
+    /// Prints a line of a scenario's output.
+    pub(super) fn print(&mut self, message: fmt::Arguments<'_>) {
+        match self.destination {
+            None => {}
+            Some(Destination::Serial) => {
+                // Writing to the serial port cannot fail.
+                _ = fmt::Write::write_fmt(&mut Serial, format_args!("{message}\n"));
+            }
+            Some(Destination::Agent(id)) => {
+                let mut text = Text { bytes: [0; MAX_TEXT_BYTES], len: 0 };
+                // Cut off what does not fit.
+                _ = fmt::Write::write_fmt(&mut text, message);
+                let text = text.bytes.get(..text.len).unwrap_or(&[]);
+                let text = core::str::from_utf8(text).unwrap_or("(not text)");
+                self.send_event(&Event::Line { id, text });
+            }
+        }
+    }
+
+    /// Queues an event, serving until there is room; a listener that goes away loses it.
+    fn send_event(&mut self, event: &Event<'_>) {
+        while !self.queue(event) {
+            let wake = self.serve();
+            if self.console.is_none() || self.out.len == 0 {
+                return;
+            }
+            idle(wake);
+        }
+        self.flush();
+    }
+
+    /// The balloon driver, if there is one.
+    pub(super) fn balloon(&self) -> Option<&BalloonDriver<'m, Machine, Window, S>> {
+        self.balloon.as_ref().map(|balloon| &balloon.driver)
+    }
+}
+
+/// Sleeps until an interrupt, or until `wake`.
+fn idle(wake: Wake) {
+    match wake {
+        Wake::Now => return,
+        Wake::OnInterrupt => {}
+        Wake::At(deadline) => match deadline.checked_sub(time::now_ns()) {
+            Some(delay) if delay > 0 => timer::arm(delay),
+            Some(_) | None => return,
+        },
+    }
+    irq::wait_for_work();
+}
+
+/// Text in place, cut off at its capacity.
+struct Text {
+    bytes: [u8; MAX_TEXT_BYTES],
+    len: usize,
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for character in text.chars() {
+            let end = self.len + character.len_utf8();
+            let slot = self.bytes.get_mut(self.len..end).ok_or(fmt::Error)?;
+            character.encode_utf8(slot);
+            self.len = end;
+        }
+        Ok(())
+    }
+}

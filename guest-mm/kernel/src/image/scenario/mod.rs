@@ -1,0 +1,42 @@
+//! What the scenarios do.
+
+mod balloon;
+mod census;
+mod ends;
+mod touch;
+mod trap_stress;
+mod verify;
+
+use guest_kernel::scenario::{Call, SUCCESS};
+use guest_mm::store::PfnStore;
+
+use super::kernel::Kernel;
+use super::{power, time};
+
+impl<S: PfnStore> Kernel<'_, S> {
+    /// Runs a scenario; returns its exit code.
+    pub(super) fn execute(&mut self, call: Call) -> u8 {
+        match call {
+            Call::Touch(size) => self.touch(size),
+            Call::Verify => self.verify(),
+            Call::Census => self.census(),
+            Call::Balloon => self.print_balloon(),
+            Call::TrapStress { seconds } => self.trap_stress(seconds),
+            Call::Spin { seconds } => spin(seconds),
+            Call::PowerOff => power::off(),
+            Call::Reset => power::reset(),
+            Call::Panic => ends::panic(),
+            Call::Fault => ends::fault(),
+            Call::TripleFault => power::triple_fault(),
+        }
+    }
+}
+
+/// Computes without serving anybody: what the host sees is a guest that does not answer.
+fn spin(seconds: u32) -> u8 {
+    let end = time::now_ns() + u64::from(seconds) * 1_000_000_000;
+    while time::now_ns() < end {
+        core::hint::spin_loop();
+    }
+    SUCCESS
+}

@@ -1,0 +1,191 @@
+//! The scenarios: names, arguments, usage. What they do is in the image.
+
+use crate::size;
+
+/// Exit code of a scenario that did what it was asked.
+pub const SUCCESS: u8 = 0;
+/// Exit code of one that found a fault.
+pub const FAILURE: u8 = 1;
+/// Exit code of one whose arguments make no sense.
+pub const BAD_ARGUMENTS: u8 = 2;
+/// Exit code when there is no scenario of the name.
+pub const NOT_FOUND: u8 = 127;
+
+/// Longest time that an argument may ask for.
+pub const MAX_SECONDS: u32 = 3600;
+
+/// How much memory `touch` dirties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TouchSize {
+    /// This many bytes, a multiple of 4 KiB.
+    Bytes(u64),
+    /// All that there is without running out.
+    All,
+}
+
+/// A scenario with its arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// Dirties memory and frees it.
+    Touch(TouchSize),
+    /// Checks sentinels, and that what the host discarded reads as zero.
+    Verify,
+    /// Counts every word, free list and store entry.
+    Census,
+    /// Prints the balloon driver's state and counters.
+    Balloon,
+    /// Stresses the trap path.
+    TrapStress {
+        /// How long.
+        seconds: u32,
+    },
+    /// Computes without serving any device.
+    Spin {
+        /// How long.
+        seconds: u32,
+    },
+    /// Powers off.
+    PowerOff,
+    /// Resets the machine.
+    Reset,
+    /// Panics.
+    Panic,
+    /// Reads where nothing is mapped.
+    Fault,
+    /// Takes the page tables away.
+    TripleFault,
+}
+
+/// Why a scenario was not started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadCall {
+    /// No scenario has this name.
+    NoSuchScenario,
+    /// The arguments are not what the usage says.
+    Usage(&'static str),
+}
+
+impl BadCall {
+    /// The exit code.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::NoSuchScenario => NOT_FOUND,
+            Self::Usage(_) => BAD_ARGUMENTS,
+        }
+    }
+}
+
+impl core::fmt::Display for BadCall {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::NoSuchScenario => {
+                f.write_str("no such scenario; there are:")?;
+                NAMES.iter().try_for_each(|name| write!(f, " {name}"))
+            }
+            Self::Usage(usage) => write!(f, "usage: {usage}"),
+        }
+    }
+}
+
+impl core::error::Error for BadCall {}
+
+/// Names of all scenarios.
+pub const NAMES: &[&str] = &[
+    "touch",
+    "verify",
+    "census",
+    "balloon",
+    "trap-stress",
+    "spin",
+    "poweroff",
+    "reset",
+    "panic",
+    "fault",
+    "triple-fault",
+];
+
+impl Call {
+    /// The call that `name` and `args` ask for.
+    ///
+    /// # Errors
+    /// [`BadCall`].
+    pub fn parse(name: &str, args: &[&str]) -> Result<Self, BadCall> {
+        let alone =
+            |call, usage| if args.is_empty() { Ok(call) } else { Err(BadCall::Usage(usage)) };
+        match name {
+            "touch" => match args {
+                ["all"] => Some(TouchSize::All),
+                [text] => size::parse(text)
+                    .filter(|bytes| *bytes > 0 && bytes.is_multiple_of(4096))
+                    .map(TouchSize::Bytes),
+                _ => None,
+            }
+            .map(Self::Touch)
+            .ok_or(BadCall::Usage("touch SIZE|all, SIZE a multiple of 4K")),
+            "verify" => alone(Self::Verify, "verify"),
+            "census" => alone(Self::Census, "census"),
+            "balloon" => alone(Self::Balloon, "balloon"),
+            "trap-stress" => {
+                let seconds = seconds(args).ok_or(BadCall::Usage("trap-stress SECONDS"))?;
+                Ok(Self::TrapStress { seconds })
+            }
+            "spin" => {
+                let seconds = seconds(args).ok_or(BadCall::Usage("spin SECONDS"))?;
+                Ok(Self::Spin { seconds })
+            }
+            "poweroff" => alone(Self::PowerOff, "poweroff"),
+            "reset" => alone(Self::Reset, "reset"),
+            "panic" => alone(Self::Panic, "panic"),
+            "fault" => alone(Self::Fault, "fault"),
+            "triple-fault" => alone(Self::TripleFault, "triple-fault"),
+            _ => Err(BadCall::NoSuchScenario),
+        }
+    }
+}
+
+/// One argument: 1 to [`MAX_SECONDS`].
+fn seconds(args: &[&str]) -> Option<u32> {
+    let [text] = args else { return None };
+    let seconds = text.parse().ok()?;
+    (!text.starts_with('+') && (1..=MAX_SECONDS).contains(&seconds)).then_some(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_a_scenario() {
+        for name in NAMES {
+            assert_ne!(Call::parse(name, &[]), Err(BadCall::NoSuchScenario), "{name}");
+        }
+        assert_eq!(Call::parse("tuoch", &[]), Err(BadCall::NoSuchScenario));
+    }
+
+    #[test]
+    fn good_arguments_are_read() {
+        assert_eq!(Call::parse("touch", &["all"]), Ok(Call::Touch(TouchSize::All)));
+        assert_eq!(Call::parse("touch", &["64M"]), Ok(Call::Touch(TouchSize::Bytes(64 << 20))));
+        assert_eq!(Call::parse("trap-stress", &["60"]), Ok(Call::TrapStress { seconds: 60 }));
+    }
+
+    #[test]
+    fn bad_arguments_end_in_the_usage() {
+        for (name, args) in [
+            ("touch", &[][..]),
+            ("touch", &["0"]),
+            ("touch", &["4097"]),
+            ("touch", &["12Q"]),
+            ("touch", &["all", "x"]),
+            ("verify", &["x"]),
+            ("spin", &["0"]),
+            ("spin", &["3601"]),
+            ("spin", &["-1"]),
+            ("trap-stress", &[]),
+        ] {
+            let error = Call::parse(name, args).unwrap_err();
+            assert_eq!(error.code(), BAD_ARGUMENTS, "{name} {args:?}");
+            assert!(error.to_string().starts_with(&format!("usage: {name}")), "{error}");
+        }
+    }
+}
