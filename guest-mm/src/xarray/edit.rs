@@ -249,6 +249,11 @@ impl<'w> Edit<'w> {
         let (count, values) = usage(node, first, len);
         let new_values = if entry.is_value() { len } else { 0 };
         node.set_counts(node.count() - count + len, node.values() - values + new_values);
+        // The entry before its siblings; see the orderings in `tree`.
+        #[cfg(loom)]
+        if super::Mutant::SiblingsFirst.is_active() {
+            (first + 1..first + len).for_each(|i| node.set_slot(i, RawEntry::sibling_of(first)));
+        }
         for i in first..first + len {
             let before = node.slot(i);
             node.set_slot(i, if i == first { entry } else { RawEntry::sibling_of(first) });
@@ -406,8 +411,12 @@ impl<'w> Edit<'w> {
 
     /// Marks an unlinked node dead.
     fn retire(&mut self, node: &'w Node) {
-        for slot in 0..SLOTS {
-            node.set_slot(slot, RawEntry::RETRY);
+        #[cfg(loom)]
+        let retry = !super::Mutant::NoRetry.is_active();
+        #[cfg(not(loom))]
+        let retry = true;
+        if retry {
+            (0..SLOTS).for_each(|slot| node.set_slot(slot, RawEntry::RETRY));
         }
         *self.nodes -= 1;
         // SAFETY: initialised, and out of the tree it belongs to this change alone

@@ -14,9 +14,13 @@
 mod cursor;
 mod edit;
 mod entry;
+mod error;
 mod mark;
+#[cfg(loom)]
+mod mutant;
 mod node;
 mod range;
+mod read;
 mod slab_nodes;
 mod split;
 mod tree;
@@ -25,7 +29,10 @@ mod validate;
 pub use cursor::{Cursor, Entries, Paused};
 pub(crate) use edit::{Edit, Shortage};
 pub use entry::{Content, Entry, Value};
+pub use error::{AllocError, InsertError, RangeError};
 pub use mark::Mark;
+#[cfg(loom)]
+pub use mutant::{ActiveMutant, Mutant};
 pub(crate) use node::{FreshNodes, NodeReserve};
 pub use node::{NoMemory, Node, NodeAlloc};
 pub use slab_nodes::SlabNodes;
@@ -36,12 +43,11 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ops::RangeInclusive;
 
-use crate::platform::Platform;
-use crate::rcu::{DeferQueue, Rcu, ReadGuard};
+use crate::rcu::{DeferQueue, Rcu};
 use crate::sync::{LockClass, SpinLock};
 use entry::RawEntry;
 use node::free_node;
-use tree::{Filter, Pin, Tree, low_mask};
+use tree::{Pin, Tree, low_mask};
 
 /// Largest order of an entry: half of all indices.
 pub const MAX_ORDER: u32 = 63;
@@ -112,84 +118,6 @@ impl Usage {
     }
 }
 
-/// Why an insertion did not happen; the array is unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum InsertError {
-    /// An entry or a reserved place overlaps the indices.
-    Occupied,
-    /// No memory for a node.
-    NoMemory,
-}
-
-impl fmt::Display for InsertError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Occupied => "XArray holds something at the index already",
-            Self::NoMemory => "No memory for an XArray node",
-        })
-    }
-}
-
-impl core::error::Error for InsertError {}
-
-impl From<NoMemory> for InsertError {
-    fn from(NoMemory: NoMemory) -> Self {
-        Self::NoMemory
-    }
-}
-
-/// Why no index was allocated; the array is unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum AllocError {
-    /// Every index in the range is taken.
-    Full,
-    /// No memory for a node.
-    NoMemory,
-}
-
-impl fmt::Display for AllocError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Full => "XArray has no free index in the range",
-            Self::NoMemory => "No memory for an XArray node",
-        })
-    }
-}
-
-impl core::error::Error for AllocError {}
-
-impl From<NoMemory> for AllocError {
-    fn from(NoMemory: NoMemory) -> Self {
-        Self::NoMemory
-    }
-}
-
-/// Why a range was not stored; the array is unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RangeError {
-    /// An entry covers indices inside the range and outside; split it first.
-    Straddles,
-    /// No memory for a node.
-    NoMemory,
-}
-
-impl fmt::Display for RangeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Straddles => "XArray entry lies partly outside the range",
-            Self::NoMemory => "No memory for an XArray node",
-        })
-    }
-}
-
-impl core::error::Error for RangeError {}
-
-impl From<NoMemory> for RangeError {
-    fn from(NoMemory: NoMemory) -> Self {
-        Self::NoMemory
-    }
-}
-
 impl<'d, A: NodeAlloc, T> XArray<'d, A, T> {
     /// An empty array whose readers are sections of `rcu`.
     pub fn new(rcu: &'d Rcu, alloc: A) -> Self {
@@ -212,117 +140,6 @@ impl<'d, A: NodeAlloc, T> XArray<'d, A, T> {
     pub fn node_alloc(&self) -> &A {
         &self.alloc
     }
-
-    // ---- Reading, without the lock --------------------------------------
-
-    /// The entry at `index`; `None` where there is none, or only a reserved place.
-    pub fn load(&self, index: u64) -> Option<Entry<T>> {
-        self.read(|pin| Entry::from_raw(self.tree.walk(pin, index).entry))
-    }
-
-    /// What stands at `index`.
-    pub fn content(&self, index: u64) -> Content<T> {
-        self.read(|pin| Content::from_raw(self.tree.walk(pin, index).entry))
-    }
-
-    /// The order of the entry that covers `index`.
-    pub fn order_at(&self, index: u64) -> Option<u32> {
-        self.read(|pin| {
-            let hit = self.tree.find(pin, index, index, Filter::All, None)?;
-            Some(hit.order)
-        })
-    }
-
-    /// Whether the entry that covers `index` has `mark`.
-    pub fn is_marked(&self, index: u64, mark: Mark) -> bool {
-        self.read(|pin| self.tree.find(pin, index, index, Filter::Marked(mark), None).is_some())
-    }
-
-    /// Whether any entry has `mark`.
-    pub fn any_marked(&self, mark: Mark) -> bool {
-        self.tree.is_marked(mark)
-    }
-
-    /// Whether there is neither an entry nor a reserved place.
-    pub fn is_empty(&self) -> bool {
-        self.tree.head().is_empty()
-    }
-
-    /// The first entry that covers or follows `range`'s start, and begins in it.
-    /// One that covers the start may begin before it.
-    pub fn find(&self, range: RangeInclusive<u64>) -> Option<Found<T>> {
-        self.read(|pin| self.find_raw(pin, &range, Filter::All))
-    }
-
-    /// Like [`Self::find`], among the entries with `mark`.
-    pub fn find_marked(&self, range: RangeInclusive<u64>, mark: Mark) -> Option<Found<T>> {
-        self.read(|pin| self.find_raw(pin, &range, Filter::Marked(mark)))
-    }
-
-    /// The last entry that begins at or below `from`.
-    pub fn find_back(&self, from: u64) -> Option<Found<T>> {
-        self.read(|pin| Found::from_hit(self.tree.find_back(pin, from, Filter::All)?))
-    }
-
-    /// Like [`Self::find_back`], among the entries with `mark`.
-    pub fn find_back_marked(&self, from: u64, mark: Mark) -> Option<Found<T>> {
-        self.read(|pin| Found::from_hit(self.tree.find_back(pin, from, Filter::Marked(mark))?))
-    }
-
-    /// A cursor at `index`, valid within the read section of `guard`.
-    ///
-    /// # Panics
-    /// If `guard` is of another domain.
-    pub fn cursor<'g>(&'g self, guard: &'g ReadGuard<'_>, index: u64) -> Cursor<'g, T> {
-        Cursor::new(&self.tree, self.pin(guard), index)
-    }
-
-    /// The entries in `range`, in order; the first may begin before it.
-    ///
-    /// # Panics
-    /// If `guard` is of another domain.
-    pub fn entries<'g>(
-        &'g self,
-        guard: &'g ReadGuard<'_>,
-        range: RangeInclusive<u64>,
-    ) -> Entries<'g, T> {
-        Entries::new(&self.tree, self.pin(guard), range, Filter::All)
-    }
-
-    /// The entries in `range` with `mark`, in order; the first may begin before it.
-    ///
-    /// # Panics
-    /// If `guard` is of another domain.
-    pub fn marked_entries<'g>(
-        &'g self,
-        guard: &'g ReadGuard<'_>,
-        range: RangeInclusive<u64>,
-        mark: Mark,
-    ) -> Entries<'g, T> {
-        Entries::new(&self.tree, self.pin(guard), range, Filter::Marked(mark))
-    }
-
-    fn find_raw(
-        &self,
-        pin: Pin<'_>,
-        range: &RangeInclusive<u64>,
-        filter: Filter,
-    ) -> Option<Found<T>> {
-        Found::from_hit(self.tree.find(pin, *range.start(), *range.end(), filter, None)?)
-    }
-
-    fn read<R>(&self, op: impl FnOnce(Pin<'_>) -> R) -> R {
-        let guard = self.rcu.read(self.alloc.platform().cpu());
-        op(self.pin(&guard))
-    }
-
-    fn pin<'g>(&self, guard: &'g ReadGuard<'_>) -> Pin<'g> {
-        assert!(guard.is_of(self.rcu), "read section of another RCU domain");
-        // SAFETY: a read section of the array's domain is open for `'g`.
-        unsafe { Pin::new() }
-    }
-
-    // ---- Writing --------------------------------------------------------
 
     /// Puts `entry` at `index` and returns the entry before. An entry of a higher
     /// order there is replaced at all its indices. Marks stay.

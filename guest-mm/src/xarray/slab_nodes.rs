@@ -6,10 +6,10 @@ use super::node::{Node, NodeAlloc};
 use crate::buddy::Gfp;
 use crate::memory::Memory;
 use crate::platform::Platform;
-use crate::slab::{CacheError, KmemCache, SlabOptions, objects_per_slab};
+use crate::slab::{CacheError, KmemCache, SlabOptions};
 
 #[cfg(not(loom))]
-const _: () = assert!(objects_per_slab(size_of::<Node>()) == 7);
+const _: () = assert!(crate::slab::objects_per_slab(size_of::<Node>()) == 7);
 
 /// Nodes from a cache that [`Self::cache`] made; one cache may serve many arrays.
 #[derive(Debug)]

@@ -2,7 +2,10 @@
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod exhaustion;
+mod groups;
 mod model;
+mod readers;
 #[path = "../support/mod.rs"]
 mod support;
 
