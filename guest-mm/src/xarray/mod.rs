@@ -8,7 +8,7 @@
 //! allocation changes nothing.
 //!
 //! An entry is a [`Value`] or a pointer that the array never follows, so it owns
-//! nothing and drops nothing. Invariants and orderings: [`tree`], and
+//! nothing and drops nothing. Invariants and orderings: `tree.rs` and
 //! `docs/xarray.md`.
 
 mod cursor;
