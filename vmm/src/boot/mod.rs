@@ -238,3 +238,6 @@ pub enum BootError {
     #[error("Writing boot data to guest RAM failed")]
     Memory(#[from] vm_memory::GuestMemoryError),
 }
+
+#[cfg(test)]
+mod tests;

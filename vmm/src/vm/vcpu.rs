@@ -286,3 +286,6 @@ impl VcpuThread {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+use proptest::prelude::*;
+use vm_memory::GuestMemoryBackend;
+
+use abi::{PageCount, Pfn};
+
+use super::*;
+use crate::guest_image::GUEST_ELF;
+
+const RAM_BYTES: usize = 64 << 20;
+
+fn memory() -> (GuestMemoryMmap, Vec<PfnRange>) {
+    let memory =
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_BYTES)]).expect("64 MiB of memory");
+    let pages = PageCount::new(RAM_BYTES as u64 / abi::PAGE_SIZE);
+    (memory, vec![PfnRange::from_start(Pfn::ZERO, pages).expect("in range")])
+}
+
+fn boot(image: &[u8], cmdline: &str) -> Result<Entry, BootError> {
+    let (memory, ram) = memory();
+    load(&mut Cursor::new(image), &memory, &ram, cmdline)
+}
+
+/// The embedded guest with `bytes` written at `offset`.
+fn patched(offset: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut image = GUEST_ELF.to_vec();
+    image[offset..offset + bytes.len()].copy_from_slice(bytes);
+    image
+}
+
+/// File offset of program header `index`.
+fn phdr(index: usize) -> usize {
+    let at = &GUEST_ELF[32..40];
+    let table = usize::from_le_bytes(at.try_into().expect("eight bytes"));
+    table + index * 56
+}
+
+/// Index of the first program header of type `kind`.
+fn first_of(kind: u32) -> usize {
+    (0..16)
+        .find(|&index| GUEST_ELF[phdr(index)..].starts_with(&kind.to_le_bytes()))
+        .expect("the guest has one")
+}
+
+#[test]
+fn the_embedded_guest_gets_a_start_info_with_map_and_command_line() {
+    let (memory, ram) = memory();
+    let entry = load(&mut Cursor::new(GUEST_ELF), &memory, &ram, "hello world").expect("it boots");
+    let info: hvm_start_info =
+        memory.read_obj(GuestAddress(entry.start_info)).expect("the start info");
+    assert_eq!((info.magic, info.version, info.nr_modules), (0x336e_c578, 1, 0));
+    let mut text = [0; 12];
+    memory.read_slice(&mut text, GuestAddress(info.cmdline_paddr)).expect("the command line");
+    assert_eq!(&text, b"hello world\0");
+    assert_eq!(info.memmap_entries, 1);
+    let map: hvm_memmap_table_entry =
+        memory.read_obj(GuestAddress(info.memmap_paddr)).expect("the memory map");
+    assert_eq!((map.addr, map.size, map.type_), (0, RAM_BYTES as u64, 1));
+    assert!(entry.pc >= KERNEL_FLOOR);
+}
+
+#[test]
+fn memory_above_the_gap_has_an_entry_of_its_own() {
+    let (low, high) = (0, 4u64 << 30);
+    let memory = GuestMemoryMmap::from_ranges(&[
+        (GuestAddress(low), RAM_BYTES),
+        (GuestAddress(high), 1 << 20),
+    ]);
+    let memory = memory.expect("two regions");
+    let range = |gpa, bytes| {
+        PfnRange::from_start(Pfn::containing(gpa), PageCount::new(bytes / abi::PAGE_SIZE))
+    };
+    let ram = [range(low, RAM_BYTES as u64), range(high, 1 << 20)].map(|r| r.expect("in range"));
+    let entry = load(&mut Cursor::new(GUEST_ELF), &memory, &ram, "").expect("it boots");
+    let info: hvm_start_info =
+        memory.read_obj(GuestAddress(entry.start_info)).expect("the start info");
+    assert_eq!(info.memmap_entries, 2);
+    let second = GuestAddress(info.memmap_paddr + size_of::<hvm_memmap_table_entry>() as u64);
+    let second: hvm_memmap_table_entry = memory.read_obj(second).expect("the second entry");
+    assert_eq!((second.addr, second.size), (high, 1 << 20));
+}
+
+#[test]
+fn a_file_that_is_no_elf_is_quoted() {
+    for (image, quoted) in [(&b""[..], &b""[..]), (b"\x7fE", b"\x7fE"), (b"#!/bin/sh", b"#!/b")] {
+        let error = boot(image, "").expect_err("no ELF");
+        assert!(matches!(&error, BootError::NotElf { found } if found == quoted), "{error}");
+    }
+}
+
+#[test]
+fn an_elf_for_something_else_is_refused_by_its_field() {
+    for (offset, byte, field) in [
+        (4, 1, "EI_CLASS"),
+        (5, 2, "EI_DATA"),
+        (16, 1, "e_type"),
+        (18, 40, "e_machine"),
+        (54, 32, "e_phentsize"),
+    ] {
+        let error = boot(&patched(offset, &[byte]), "").expect_err(field);
+        assert!(error.to_string().contains(field), "{error}");
+    }
+}
+
+#[test]
+fn a_file_that_ends_before_its_last_segment_is_truncated() {
+    let field = |at: usize| usize::from_le_bytes(GUEST_ELF[at..][..8].try_into().expect("8 bytes"));
+    let load = phdr(first_of(1));
+    let end_of_segment = field(load + 8) + field(load + 32);
+    for len in [5, 63, 64, 100, phdr(1), end_of_segment - 1] {
+        let error = boot(&GUEST_ELF[..len], "").expect_err("truncated");
+        assert!(matches!(error, BootError::Truncated { .. }), "{len}: {error}");
+    }
+}
+
+#[test]
+fn a_kernel_without_a_pvh_note_is_told_so() {
+    let note = first_of(4);
+    let image = patched(phdr(note), &0u32.to_le_bytes());
+    assert!(matches!(boot(&image, ""), Err(BootError::NoPvhNote)));
+}
+
+#[test]
+fn an_entry_outside_the_loaded_segments_is_refused() {
+    let note = phdr(first_of(4));
+    let offset = usize::from_le_bytes(GUEST_ELF[note + 8..][..8].try_into().expect("8 bytes"));
+    let image = patched(offset + 16, &0x3f0_0000u32.to_le_bytes());
+    let error = boot(&image, "").expect_err("outside");
+    assert!(matches!(error, BootError::EntryOutsideKernel { entry: 0x3f0_0000 }), "{error}");
+}
+
+#[test]
+fn segments_that_ram_does_not_have_are_named_with_their_range() {
+    let load = phdr(first_of(1));
+    let cases = [
+        (load + 24, 0u64),             // below the floor
+        (load + 24, RAM_BYTES as u64), // beyond the end
+        (load + 24, u64::MAX - 0xfff), // wraps around
+        (load + 40, u64::MAX),         // a .bss without end
+        (load + 40, RAM_BYTES as u64), // a .bss just too large
+    ];
+    for (offset, value) in cases {
+        let error = boot(&patched(offset, &value.to_le_bytes()), "").expect_err("no room");
+        assert!(matches!(error, BootError::DoesNotFit { .. }), "{value:#x}: {error}");
+        assert!(error.to_string().contains("0x100000..0x4000000"), "{error}");
+    }
+}
+
+#[test]
+fn a_segment_larger_in_the_file_than_in_memory_is_refused() {
+    let load = phdr(first_of(1));
+    let image = patched(load + 40, &1u64.to_le_bytes());
+    assert!(matches!(boot(&image, ""), Err(BootError::BadSegment { memory_bytes: 1, .. })));
+}
+
+#[test]
+fn a_command_line_that_is_too_long_is_refused_with_both_lengths() {
+    let error = boot(GUEST_ELF, &"x".repeat(cmdline::MAX_BYTES + 1)).expect_err("too long");
+    assert!(error.to_string().contains("2048") && error.to_string().contains("2047"), "{error}");
+}
+
+#[test]
+fn only_regular_files_are_kernels() {
+    for path in ["/dev/zero", "/", "/nonexistent"] {
+        let error = KernelImage::open(&Kernel::Path(path.into())).expect_err(path);
+        assert!(error.to_string().contains(path), "{error}");
+    }
+}
+
+proptest! {
+    /// Headers and the note are where offsets and lengths are; anything may be there.
+    #[test]
+    fn any_header_is_survived(
+        changes in prop::collection::vec((0..0x400usize, any::<u8>()), 1..12),
+    ) {
+        let mut image = GUEST_ELF.to_vec();
+        for (offset, byte) in changes {
+            image[offset] = byte;
+        }
+        // An error or a kernel that loads: no panic, no endless loop, no huge allocation.
+        let _loaded_or_not = boot(&image, "").is_ok();
+    }
+}
