@@ -8,7 +8,7 @@ pub(crate) mod machine;
 mod regs;
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
@@ -33,6 +33,14 @@ impl KvmKind {
             Self::Hardware => "hardware",
             Self::Software => "software",
         }
+    }
+
+    /// The first CPU's flags say it for all: a host of mixed CPUs could not migrate tasks.
+    fn of_this_host() -> io::Result<Self> {
+        let mut first = String::new();
+        // Enough for the first CPU; on a large host the whole file is megabytes.
+        fs::File::open("/proc/cpuinfo")?.take(8192).read_to_string(&mut first)?;
+        Ok(Self::from_cpuinfo(&first))
     }
 
     /// Reads it off the text of `/proc/cpuinfo`.
@@ -73,9 +81,7 @@ impl Host {
         if max < usize::from(vcpus) {
             return Err(KvmError::TooFewVcpus { max, vcpus });
         }
-        // The flags of the first CPU are enough: a host with mixed CPUs could not migrate tasks.
-        let kind = fs::read_to_string("/proc/cpuinfo")
-            .map(|text| KvmKind::from_cpuinfo(&text))
+        let kind = KvmKind::of_this_host()
             .map_err(|source| KvmError::Ioctl { what: "reading /proc/cpuinfo", source })?;
         let mut cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)

@@ -104,6 +104,7 @@ impl Vm {
     pub fn run(self) -> ExitReason {
         let Self { handle, parts } = self;
         drop(handle);
+        return_free_heap();
         match EventLoop::start(parts) {
             Ok(event_loop) => event_loop.run(),
             Err(message) => ExitReason::HostError(message),
@@ -124,6 +125,15 @@ fn limit_malloc_arenas() {
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
+}
+
+/// Gives the host back what configuration and construction needed of the heap and do not need any more.
+fn return_free_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: touches free heap memory only.
+    unsafe {
+        libc::malloc_trim(0)
     };
 }
 
