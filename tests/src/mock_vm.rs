@@ -94,6 +94,13 @@ impl MockVm {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Ends the server but not the event loop.
+    pub fn finish_server(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.finish();
+        }
+    }
+
     /// Ends the event loop but not the server, as when a VM ends while clients are served.
     ///
     /// # Panics
@@ -110,9 +117,7 @@ impl MockVm {
 
 impl Drop for MockVm {
     fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.finish();
-        }
+        self.finish_server();
         let (reply, _unheard) = tokio::sync::oneshot::channel();
         self.stop.send(VmRequest::Stop { timeout: Some(Duration::ZERO), reply }).ok();
     }

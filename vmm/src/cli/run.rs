@@ -24,12 +24,14 @@ pub(super) fn run(options: RunOptions, started: Instant) -> Result<u8, Failure> 
     let is_check = options.check;
     let config = configure(options, id, started);
     config.validate().map_err(StartError::from)?;
+    // The path first: a VM whose socket is taken should not cost its memory to find out.
+    ControlSocket::check(&path)?;
     if is_check {
         return check(&config, &path);
     }
-    // The path first: a VM whose socket is taken should not cost its memory to find out.
-    let socket = ControlSocket::bind(path)?;
     let vm = Vm::build(config)?;
+    // Bound only now: until here a signal ends the process at once, and would leave the path behind.
+    let socket = ControlSocket::bind(path)?;
     let server = ControlServer::start(socket, vm.handle())
         .map_err(|source| StartError::Host { what: "Starting the control server", source })?;
     let end = vm.run();

@@ -38,6 +38,9 @@ pub(super) async fn serve(
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         _changed_or_gone = stop.wait_for(|stop| *stop) => {
+            if notes.idle_since().is_some() {
+                return;
+            }
             connection.as_mut().graceful_shutdown();
             connection.await
         }

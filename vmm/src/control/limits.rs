@@ -5,9 +5,11 @@ use std::time::Duration;
 /// Bounds on clients of the control socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Open connections. One more closes the connection that has been idle longest, or is refused
-    /// when none is idle.
+    /// Open connections. One more closes the connection that has been idle longest, waits when none
+    /// is idle, and is refused when none becomes so within `room_time`.
     pub connections: usize,
+    /// How long a client may wait for one of too many connections to end or become idle.
+    pub room_time: Duration,
     /// Bytes of a request's head (request line and headers).
     pub head_bytes: usize,
     /// Bytes of a request's body; Firecracker's limit.
@@ -35,6 +37,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 32,
+            room_time: Duration::from_secs(1),
             head_bytes: 8 << 10,
             body_bytes: 51_200,
             head_time: Duration::from_secs(5),

@@ -4,21 +4,24 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use aerostat_api::Fault;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet, LocalSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::connection;
 use super::head::HeadNotes;
 use super::{ControlSocket, Limits};
 use crate::vm::handle::{Metric, VmHandle};
 
-/// Turns that connections get to notice that their clients have left before somebody is turned
-/// away: one to register with epoll, one to read, one to end.
-const SETTLE_TURNS: usize = 4;
+/// How often connections are looked at for one that has become idle, when there are too many.
+const ROOM_POLL: Duration = Duration::from_millis(5);
+/// A connection idles once it has been silent this long: one that was accepted a moment ago may have
+/// sent a request that its task has not seen yet.
+const MIN_IDLE: Duration = Duration::from_millis(10);
 /// Stack of the control thread; its futures live on the heap.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -161,12 +164,12 @@ async fn serve(
                 Err(error) => {
                     // Out of file descriptors, most likely: closing connections cure it, a tight loop does not.
                     log::warn!("control: cannot accept a connection: {error}");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             },
         };
-        if !make_room(&mut open, control.limits.connections).await {
+        if !make_room(&mut tasks, &mut open, &control.limits).await {
             control.counters.turned_away.set(control.counters.turned_away.get() + 1);
             turn_away(&socket, control.limits.connections);
             continue;
@@ -184,25 +187,32 @@ async fn serve(
     }
 }
 
-/// Makes room for one more connection among at most `limit`; `false` if all are busy.
-async fn make_room(open: &mut Vec<Open>, limit: usize) -> bool {
-    for _turn in 0..SETTLE_TURNS {
+/// Makes room for one more connection; `false` if all stay busy for the room time.
+///
+/// Meanwhile nobody is accepted: further clients wait in the socket's queue.
+async fn make_room(tasks: &mut JoinSet<()>, open: &mut Vec<Open>, limits: &Limits) -> bool {
+    let deadline = Instant::now() + limits.room_time;
+    loop {
         open.retain(|connection| !connection.task.is_finished());
-        if open.len() < limit {
+        if open.len() < limits.connections || close_idlest(open) {
             return true;
         }
-        // Clients that have left already count as busy until their tasks have seen it.
-        tokio::task::yield_now().await;
+        if Instant::now() >= deadline {
+            return false;
+        }
+        // One that ends is seen at once, one that becomes idle at the next look.
+        timeout(ROOM_POLL, tasks.join_next()).await.ok();
     }
-    close_idlest(open)
 }
 
 /// Closes the connection that has been idle longest; `false` if none is idle.
 fn close_idlest(open: &mut Vec<Open>) -> bool {
+    let now = Instant::now();
     let idlest = open
         .iter()
         .enumerate()
         .filter_map(|(at, connection)| Some((connection.notes.idle_since()?, at)))
+        .filter(|(since, _)| now.duration_since(*since) >= MIN_IDLE)
         .min();
     let Some((_since, at)) = idlest else { return false };
     open.swap_remove(at).task.abort();

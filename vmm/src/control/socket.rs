@@ -47,16 +47,26 @@ impl ControlSocket {
     /// [`SocketError`], each naming the path and what is in the way.
     pub fn bind(path: impl Into<PathBuf>) -> Result<Self, SocketError> {
         let path = path.into();
-        let length = path.as_os_str().as_bytes().len();
-        if length > PATH_LIMIT {
-            return Err(SocketError::TooLong { path, length });
-        }
+        check_length(&path)?;
         let _lock = lock_directory_of(&path)?;
-        clear_stale(&path)?;
         let fail = |source| SocketError::Bind { path: path.clone(), source };
+        if occupant(&path)? == Occupant::Stale {
+            log::info!("Replacing the stale socket {}", path.display());
+            fs::remove_file(&path).map_err(fail)?;
+        }
         let listener = listen(&path).map_err(fail)?;
         let entry = fs::symlink_metadata(&path).map_err(fail)?;
         Ok(Self { identity: (entry.dev(), entry.ino()), listener, path })
+    }
+
+    /// Checks that `path` could be taken now, and leaves it as it is.
+    ///
+    /// # Errors
+    /// As [`ControlSocket::bind`], which can still fail later.
+    pub fn check(path: &Path) -> Result<(), SocketError> {
+        check_length(path)?;
+        drop(lock_directory_of(path)?);
+        occupant(path).map(|_free_or_stale| ())
     }
 
     /// Where it is.
@@ -143,27 +153,40 @@ fn lock_directory_of(path: &Path) -> Result<File, SocketError> {
     }
 }
 
-/// Makes `path` free, or says who has it.
-fn clear_stale(path: &Path) -> Result<(), SocketError> {
+fn check_length(path: &Path) -> Result<(), SocketError> {
+    let length = path.as_os_str().as_bytes().len();
+    if length > PATH_LIMIT {
+        return Err(SocketError::TooLong { path: path.to_owned(), length });
+    }
+    Ok(())
+}
+
+/// What is at a path that can be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Occupant {
+    Nothing,
+    /// A socket whose VM died without a clean end.
+    Stale,
+}
+
+/// What is at `path`, or why it cannot be taken.
+fn occupant(path: &Path) -> Result<Occupant, SocketError> {
     let fail = |source| SocketError::Bind { path: path.to_owned(), source };
     let kind = match fs::symlink_metadata(path) {
         Ok(entry) => entry.file_type(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nothing),
         Err(error) => return Err(fail(error)),
     };
     let what = if kind.is_symlink() {
         "a symbolic link"
     } else if kind.is_dir() {
         "a directory"
-    } else if kind.is_socket() {
-        return if is_live(path).map_err(fail)? {
-            Err(SocketError::Taken { path: path.to_owned() })
-        } else {
-            log::info!("Replacing the stale socket {}", path.display());
-            fs::remove_file(path).map_err(fail)
-        };
-    } else {
+    } else if !kind.is_socket() {
         "a file"
+    } else if is_live(path).map_err(fail)? {
+        return Err(SocketError::Taken { path: path.to_owned() });
+    } else {
+        return Ok(Occupant::Stale);
     };
     Err(SocketError::NotASocket { path: path.to_owned(), what })
 }

@@ -63,6 +63,20 @@ fn a_stale_socket_is_replaced() {
 }
 
 #[test]
+fn checking_says_what_binding_would_and_touches_nothing() {
+    let dir = directory();
+    let path = dir.path().join("s");
+    ControlSocket::check(&path).unwrap();
+    assert!(!path.exists());
+    leave_stale(&path);
+    let before = fs::symlink_metadata(&path).unwrap().ino();
+    ControlSocket::check(&path).unwrap();
+    assert_eq!(fs::symlink_metadata(&path).unwrap().ino(), before);
+    let live = ControlSocket::bind(&path).unwrap();
+    assert!(matches!(ControlSocket::check(live.path()), Err(SocketError::Taken { .. })));
+}
+
+#[test]
 fn a_live_socket_with_a_full_queue_is_not_taken_for_stale() {
     let dir = directory();
     let path = dir.path().join("s");
