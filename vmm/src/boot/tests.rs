@@ -1,5 +1,4 @@
 use proptest::prelude::*;
-use vm_memory::GuestMemoryBackend;
 
 use abi::{PageCount, Pfn};
 
