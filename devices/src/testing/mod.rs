@@ -2,6 +2,7 @@
 //!
 //! Panics on misuse by a test; never part of a VMM.
 
+mod balloon;
 mod driver;
 mod toy;
 
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use abi::{PageCount, PfnRange};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+pub use balloon::{BalloonMachine, FIRST_FREE_PFN};
 pub use driver::{DriverQueue, DriverRegisters, UsedElement};
 pub use toy::ToyDevice;
 

@@ -1,0 +1,102 @@
+//! The balloon over the backings that the VMM uses: the source of truth falls, and reuse reads zeros.
+
+use std::sync::Arc;
+
+use abi::{PAGE_SIZE, Pfn};
+use devices::balloon::BalloonOptions;
+use devices::ram::GuestRam;
+use devices::testing::{BalloonMachine, FIRST_FREE_PFN};
+use guest_ram::{BackingKind, HostRam, Prefault};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use vm_memory::{Bytes, GuestAddress};
+
+const RAM_BYTES: u64 = 128 << 20;
+const RAM_PAGES: u32 = 32_768;
+/// Frames inflated: half of RAM.
+const INFLATED: std::ops::Range<u32> = FIRST_FREE_PFN..FIRST_FREE_PFN + RAM_PAGES / 2;
+
+fn prefaulted(kind: BackingKind) -> (Arc<HostRam>, BalloonMachine) {
+    let ram = Arc::new(HostRam::new(RAM_BYTES, kind, Prefault::All).expect("128 MiB"));
+    let machine = BalloonMachine::new(ram.clone(), BalloonOptions::default());
+    (ram, machine)
+}
+
+fn resident(ram: &HostRam) -> u64 {
+    ram.resident_bytes().expect("readable").expect("verified")
+}
+
+/// Marks each frame with its own number.
+fn mark(ram: &HostRam, frames: impl Iterator<Item = u32>) {
+    for pfn in frames {
+        let at = GuestAddress(Pfn::from_u32(pfn).gpa() + 8);
+        ram.memory().write_obj(pfn, at).expect("in RAM");
+    }
+}
+
+fn marked(ram: &HostRam, pfn: u32) -> u32 {
+    ram.memory().read_obj(GuestAddress(Pfn::from_u32(pfn).gpa() + 8)).expect("in RAM")
+}
+
+#[test]
+fn any_order_frees_every_byte_with_at_most_one_call_per_run() {
+    let ascending: Vec<u32> = INFLATED.collect();
+    let descending: Vec<u32> = INFLATED.rev().collect();
+    let mut shuffled = ascending.clone();
+    shuffled.shuffle(&mut StdRng::seed_from_u64(5));
+    let duplicated = [shuffled.as_slice(), descending.as_slice()].concat();
+    for kind in BackingKind::ALL {
+        for frames in [&ascending, &descending, &shuffled, &duplicated] {
+            let (ram, mut machine) = prefaulted(kind);
+            mark(&ram, FIRST_FREE_PFN..RAM_PAGES);
+            let before = resident(&ram);
+            machine.inflate(frames);
+            let freed = before - resident(&ram);
+            assert_eq!(freed, INFLATED.len() as u64 * PAGE_SIZE, "{kind}");
+            let counters = machine.balloon().counters();
+            assert_eq!(counters.discard_calls, 1, "{kind}: one run in one window");
+            assert_eq!(
+                (counters.released_pages, counters.refused_pages),
+                (INFLATED.len() as u64, 0)
+            );
+            // The holes are exactly the frames named: they read zero, all others as before.
+            assert!(
+                (FIRST_FREE_PFN..RAM_PAGES).all(|pfn| {
+                    marked(&ram, pfn) == if INFLATED.contains(&pfn) { 0 } else { pfn }
+                })
+            );
+        }
+    }
+}
+
+#[test]
+fn scattered_pages_are_freed_in_few_calls() {
+    for kind in BackingKind::ALL {
+        let (ram, mut machine) = prefaulted(kind);
+        let frames: Vec<u32> = (FIRST_FREE_PFN..RAM_PAGES).step_by(2).collect();
+        let before = resident(&ram);
+        machine.inflate(&frames);
+        assert_eq!(before - resident(&ram), frames.len() as u64 * PAGE_SIZE, "{kind}");
+        let counters = machine.balloon().counters();
+        assert_eq!(counters.run_pages.count(), frames.len() as u64);
+        let most = if ram.release_method() == "madvise" { frames.len() } else { 16 };
+        assert!(counters.discard_calls <= most as u64, "{kind}: {}", counters.discard_calls);
+    }
+}
+
+#[test]
+fn deflated_pages_read_zero_and_hold_what_is_written_next() {
+    for kind in BackingKind::ALL {
+        let (ram, mut machine) = prefaulted(kind);
+        let frames: Vec<u32> = INFLATED.collect();
+        mark(&ram, FIRST_FREE_PFN..RAM_PAGES);
+        machine.inflate(&frames);
+        let calls = machine.balloon().counters().discard_calls;
+        machine.deflate(&frames);
+        assert_eq!(machine.balloon().counters().discard_calls, calls, "deflate makes no call");
+        assert!(frames.iter().all(|&pfn| marked(&ram, pfn) == 0), "{kind}");
+        mark(&ram, INFLATED);
+        assert!((FIRST_FREE_PFN..RAM_PAGES).all(|pfn| marked(&ram, pfn) == pfn), "{kind}");
+    }
+}
