@@ -241,7 +241,8 @@ fn memfd_bytes(pid: u32) -> io::Result<u64> {
     let mut seen = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let path = entry?.path();
-        let is_memfd = fs::read_link(&path).is_ok_and(|l| l.starts_with("/memfd:"));
+        let is_memfd =
+            fs::read_link(&path).is_ok_and(|l| l.to_string_lossy().starts_with("/memfd:"));
         if is_memfd {
             let meta = fs::metadata(&path)?;
             if !seen.contains(&meta.ino()) {
