@@ -4,7 +4,7 @@ use core::fmt;
 
 use abi::Pfn;
 
-use crate::memdesc::{Buddy, Link, Memdesc, Word, WordTable};
+use crate::memdesc::{Buddy, Link, Word, WordTable};
 
 /// A word that a list leads to is not what the list says: memory was
 /// overwritten, or this module is wrong. The block is left alone.
@@ -69,7 +69,7 @@ impl FreeList {
             End::Front => (Link::NONE, self.head),
             End::Back => (self.tail, Link::NONE),
         };
-        let to = Memdesc::Buddy(Buddy { prev, next, ..block }).encode();
+        let to = Buddy { prev, next, ..block }.encode();
         let cell = words.cell(pfn).map_err(|_| Corrupt(pfn))?;
         cell.transition(from, to).map_err(|_| Corrupt(pfn))?;
         match words.follow(if end == End::Front { next } else { prev }) {
@@ -113,5 +113,5 @@ fn relink(words: &WordTable, pfn: Pfn, change: impl FnOnce(&mut Buddy)) -> Resul
     let word = cell.load();
     let mut buddy = word.as_buddy().ok_or(Corrupt(pfn))?;
     change(&mut buddy);
-    cell.transition(word, Memdesc::Buddy(buddy).encode()).map_err(|_| Corrupt(pfn))
+    cell.transition(word, buddy.encode()).map_err(|_| Corrupt(pfn))
 }

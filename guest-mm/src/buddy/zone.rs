@@ -4,7 +4,7 @@ use abi::Pfn;
 
 use super::free_list::{Corrupt, End, FreeList};
 use super::{FrameMap, Gfp, Watermarks};
-use crate::memdesc::{Block, BlockKind, Buddy, Link, Memdesc, MigrateType, Order, Tail, Word};
+use crate::memdesc::{Block, BlockKind, Buddy, Link, MigrateType, Order, Tail, Word};
 
 /// What happened in a zone since start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -277,7 +277,7 @@ impl Zone {
         let migratetype = map.pageblocks.get(block.pfn);
         let FreeBlock { mut pfn, mut order, mut reported, word: from } = block;
         // The claim: from here on a second free of the block fails at its word.
-        let mut word = Memdesc::Buddy(free_word(order, migratetype, reported)).encode();
+        let mut word = free_word(order, migratetype, reported).encode();
         let cell = map.words.cell(pfn).map_err(|_| Corrupt(pfn))?;
         cell.transition(from, word).map_err(|_| Corrupt(pfn))?;
 
@@ -350,12 +350,12 @@ const fn free_word(order: Order, migratetype: MigrateType, reported: bool) -> Bu
 }
 
 pub(crate) const fn tail_word(pfn: Pfn) -> Word {
-    Memdesc::Tail(Tail::of(pfn)).encode()
+    Tail::of(pfn).encode()
 }
 
 /// The word of an allocated block that a handle owns.
 pub(crate) const fn frozen_word(order: Order) -> Word {
-    Memdesc::Block(Block::new(BlockKind::Frozen, order)).encode()
+    Block::new(BlockKind::Frozen, order).encode()
 }
 
 /// The other half of the next larger block, if `block` may merge with it.

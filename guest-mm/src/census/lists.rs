@@ -1,7 +1,7 @@
 //! Free lists and per-CPU lists against the words.
 
 use crate::buddy::{FrameMap, Zone};
-use crate::memdesc::{Link, Memdesc, MigrateType, Order};
+use crate::memdesc::{Link, MigrateType, Order, Word};
 use crate::memory::CpuLists;
 
 use super::{Census, Discrepancy};
@@ -64,8 +64,7 @@ pub(super) fn check_cpu(map: &FrameMap, cpu: &CpuLists, census: &mut Census) -> 
         let mut next = map.words.follow(head);
         for _ in 0..blocks {
             let word = next.and_then(|pfn| map.words.load(pfn).ok());
-            let found = word.and_then(|word| word.decode().ok());
-            let Some(Memdesc::Pcp(pcp)) = found else {
+            let Some(pcp) = word.and_then(Word::as_pcp) else {
                 census.discrepancies.add(Discrepancy::BrokenCpuList(order, migratetype, next));
                 break;
             };

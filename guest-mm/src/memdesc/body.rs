@@ -2,7 +2,7 @@
 
 use abi::Pfn;
 
-use super::kind::{Hold, Kind, State};
+use super::kind::{Hold, Kind, State, Tag};
 use super::order::Order;
 use super::word::{Link, TAG, UnknownWord, Word, buddy, misc, pointer};
 
@@ -384,34 +384,15 @@ pub struct Transit {
 impl Memdesc {
     /// The word that says this.
     pub const fn encode(self) -> Word {
-        Word::from_bits(match self {
-            Self::Block(block) => {
-                misc_bits(block.kind.kind(), block.order)
-                    | misc::USER_MAPPABLE.put(block.user_mappable as u64)
-            }
-            Self::Offline(offline) => offline.bits(),
-            Self::Pcp(pcp) => {
-                misc_bits(Kind::Pcp, pcp.order)
-                    | misc::PCP_MIGRATETYPE.put(pcp.migratetype as u64)
-                    | misc::PCP_CPU.put(pcp.cpu as u64)
-                    | misc::REPORTED.put(pcp.reported as u64)
-                    | misc::PCP_NEXT.put(pcp.next.bits())
-            }
-            Self::Tail(tail) => {
-                misc_bits(Kind::Tail, tail.order) | misc::TAIL_DISTANCE.put(tail.distance as u64)
-            }
-            Self::Buddy(buddy) => buddy.bits(),
-            Self::Descriptor(descriptor) => {
-                let hold = descriptor.hold as u8;
-                TAG.put(descriptor.kind.kind().tag() as u64)
-                    | (descriptor.address & pointer::ADDRESS.mask())
-                    | pointer::MOVABLE.put((hold >= Hold::Movable as u8) as u64)
-                    | pointer::ISOLATED.put((hold == Hold::Isolated as u8) as u64)
-            }
-            Self::Transit(transit) => {
-                TAG.put(Kind::Transit.tag() as u64) | misc::ORDER.put(transit.order.get() as u64)
-            }
-        })
+        match self {
+            Self::Block(block) => block.encode(),
+            Self::Offline(offline) => offline.encode(),
+            Self::Pcp(pcp) => pcp.encode(),
+            Self::Tail(tail) => tail.encode(),
+            Self::Buddy(buddy) => buddy.encode(),
+            Self::Descriptor(descriptor) => descriptor.encode(),
+            Self::Transit(transit) => transit.encode(),
+        }
     }
 
     /// The order of the block that starts here; `None` for a tail, and for a
@@ -432,31 +413,99 @@ const fn misc_bits(kind: Kind, order: Order) -> u64 {
     misc::SUBTYPE.put(kind as u64) | misc::ORDER.put(order.get() as u64)
 }
 
+// One encoder per type, so that callers who know the type pay no match.
+
+impl Block {
+    /// The word that says this.
+    #[inline]
+    pub const fn encode(self) -> Word {
+        let user_mappable = misc::USER_MAPPABLE.put(self.user_mappable as u64);
+        Word::from_bits(misc_bits(self.kind.kind(), self.order) | user_mappable)
+    }
+}
+
 impl Offline {
-    const fn bits(self) -> u64 {
+    /// The word that says this.
+    #[inline]
+    pub const fn encode(self) -> Word {
         let (movable, isolated, parked) = match self.hold {
             Hold::Held => (0, 0, 0),
             Hold::Parked => (0, 0, 1),
             Hold::Movable => (1, 0, 0),
             Hold::Isolated => (1, 1, 0),
         };
-        misc_bits(Kind::Offline, self.order)
-            | misc::MOVABLE.put(movable)
-            | misc::ISOLATED.put(isolated)
-            | misc::PARKED.put(parked)
-            | misc::SKIPPABLE.put(self.skippable as u64)
-            | misc::DRIVER.put(self.driver.0 as u64)
+        Word::from_bits(
+            misc_bits(Kind::Offline, self.order)
+                | misc::MOVABLE.put(movable)
+                | misc::ISOLATED.put(isolated)
+                | misc::PARKED.put(parked)
+                | misc::SKIPPABLE.put(self.skippable as u64)
+                | misc::DRIVER.put(self.driver.0 as u64),
+        )
+    }
+}
+
+impl Pcp {
+    /// The word that says this.
+    #[inline]
+    pub const fn encode(self) -> Word {
+        Word::from_bits(
+            misc_bits(Kind::Pcp, self.order)
+                | misc::PCP_MIGRATETYPE.put(self.migratetype as u64)
+                | misc::PCP_CPU.put(self.cpu as u64)
+                | misc::REPORTED.put(self.reported as u64)
+                | misc::PCP_NEXT.put(self.next.bits()),
+        )
+    }
+}
+
+impl Tail {
+    /// The word that says this.
+    #[inline]
+    pub const fn encode(self) -> Word {
+        let distance = misc::TAIL_DISTANCE.put(self.distance as u64);
+        Word::from_bits(misc_bits(Kind::Tail, self.order) | distance)
     }
 }
 
 impl Buddy {
-    const fn bits(self) -> u64 {
-        TAG.put(Kind::Buddy.tag() as u64)
-            | buddy::ORDER.put(self.order.get() as u64)
-            | buddy::MIGRATETYPE.put(self.migratetype as u64)
-            | buddy::REPORTED.put(self.reported as u64)
-            | buddy::PREV.put(self.prev.bits())
-            | buddy::NEXT.put(self.next.bits())
+    /// The word that says this.
+    #[inline]
+    pub const fn encode(self) -> Word {
+        Word::from_bits(
+            TAG.put(Tag::Buddy as u64)
+                | buddy::ORDER.put(self.order.get() as u64)
+                | buddy::MIGRATETYPE.put(self.migratetype as u64)
+                | buddy::REPORTED.put(self.reported as u64)
+                | buddy::PREV.put(self.prev.bits())
+                | buddy::NEXT.put(self.next.bits()),
+        )
+    }
+}
+
+impl Descriptor {
+    /// The word that says this.
+    #[inline]
+    pub const fn encode(self) -> Word {
+        let (movable, isolated) = match self.hold {
+            Hold::Held | Hold::Parked => (0, 0),
+            Hold::Movable => (1, 0),
+            Hold::Isolated => (1, 1),
+        };
+        Word::from_bits(
+            TAG.put(self.kind.kind().tag() as u64)
+                | (self.address & pointer::ADDRESS.mask())
+                | pointer::MOVABLE.put(movable)
+                | pointer::ISOLATED.put(isolated),
+        )
+    }
+}
+
+impl Transit {
+    /// The word that says this.
+    #[inline]
+    pub const fn encode(self) -> Word {
+        Word::from_bits(TAG.put(Tag::Transit as u64) | misc::ORDER.put(self.order.get() as u64))
     }
 }
 
@@ -473,9 +522,21 @@ impl Word {
     }
 
     /// The free block that starts here, if the word is a well-formed Buddy word.
+    #[inline]
     pub const fn as_buddy(self) -> Option<Buddy> {
-        match self.decode() {
-            Ok(Memdesc::Buddy(buddy)) => Some(buddy),
+        // The fields of a Buddy word leave no bit over: nothing stray to look for.
+        if matches!(self.tag(), Tag::Buddy) { buddy_body(self.bits()) } else { None }
+    }
+
+    /// The block of a per-CPU list that starts here, if the word is well-formed.
+    #[inline]
+    pub const fn as_pcp(self) -> Option<Pcp> {
+        const HEAD: u64 = TAG.mask() | misc::SUBTYPE.mask();
+        if self.bits() & HEAD != misc::SUBTYPE.put(Kind::Pcp as u64) {
+            return None;
+        }
+        match pcp_body(self.bits()) {
+            Some(pcp) if pcp.encode().bits() == self.bits() => Some(pcp),
             _ => None,
         }
     }
@@ -484,7 +545,10 @@ impl Word {
         let bits = self.bits();
         let Ok(State { kind, hold }) = self.state() else { return None };
         if matches!(kind, Kind::Buddy) {
-            return buddy_body(bits);
+            return match buddy_body(bits) {
+                Some(buddy) => Some(Memdesc::Buddy(buddy)),
+                None => None,
+            };
         }
         if let Some(kind) = DescriptorKind::from_kind(kind) {
             let address = canonical(bits & pointer::ADDRESS.mask());
@@ -502,19 +566,20 @@ const fn order_in(field: u64) -> Option<Order> {
     Order::new(field as u8)
 }
 
-const fn buddy_body(bits: u64) -> Option<Memdesc> {
+#[inline]
+const fn buddy_body(bits: u64) -> Option<Buddy> {
     let Some(order) = order_in(buddy::ORDER.get(bits)) else { return None };
     #[expect(clippy::cast_possible_truncation, reason = "three bits")]
     let Some(migratetype) = MigrateType::from_index(buddy::MIGRATETYPE.get(bits) as usize) else {
         return None;
     };
-    Some(Memdesc::Buddy(Buddy {
+    Some(Buddy {
         order,
         migratetype,
-        reported: buddy::REPORTED.get(bits) != 0,
+        reported: buddy::REPORTED.is_set(bits),
         prev: Link::from_field(buddy::PREV.get(bits)),
         next: Link::from_field(buddy::NEXT.get(bits)),
-    }))
+    })
 }
 
 const fn misc_body(kind: Kind, hold: Hold, bits: u64) -> Option<Memdesc> {
@@ -524,7 +589,10 @@ const fn misc_body(kind: Kind, hold: Hold, bits: u64) -> Option<Memdesc> {
         return Some(Memdesc::Block(Block { kind, order, user_mappable }));
     }
     if matches!(kind, Kind::Pcp) {
-        return pcp_body(order, bits);
+        return match pcp_body(bits) {
+            Some(pcp) => Some(Memdesc::Pcp(pcp)),
+            None => None,
+        };
     }
     if matches!(kind, Kind::Transit) {
         return Some(Memdesc::Transit(Transit { order }));
@@ -540,7 +608,9 @@ const fn misc_body(kind: Kind, hold: Hold, bits: u64) -> Option<Memdesc> {
     Some(Memdesc::Offline(Offline { order, driver, hold, skippable }))
 }
 
-const fn pcp_body(order: Order, bits: u64) -> Option<Memdesc> {
+#[inline]
+const fn pcp_body(bits: u64) -> Option<Pcp> {
+    let Some(order) = order_in(misc::ORDER.get(bits)) else { return None };
     #[expect(clippy::cast_possible_truncation, reason = "three bits")]
     let Some(migratetype) = MigrateType::from_index(misc::PCP_MIGRATETYPE.get(bits) as usize)
     else {
@@ -548,11 +618,11 @@ const fn pcp_body(order: Order, bits: u64) -> Option<Memdesc> {
     };
     #[expect(clippy::cast_possible_truncation, reason = "two bits")]
     let cpu = misc::PCP_CPU.get(bits) as u8;
-    Some(Memdesc::Pcp(Pcp {
+    Some(Pcp {
         order,
         migratetype,
         cpu,
-        reported: misc::REPORTED.get(bits) != 0,
+        reported: misc::REPORTED.is_set(bits),
         next: Link::from_field(misc::PCP_NEXT.get(bits)),
-    }))
+    })
 }

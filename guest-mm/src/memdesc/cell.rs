@@ -27,6 +27,7 @@ impl WordCell {
     }
 
     /// The word, and whatever its writer published before it.
+    #[inline]
     pub fn load(&self) -> Word {
         // Acquire pairs with the Release half of the CAS in `transition`.
         Word::from_bits(self.0.load(Ordering::Acquire))
@@ -38,6 +39,7 @@ impl WordCell {
     /// # Errors
     /// The step is illegal, a word malformed, or another CPU was faster; the
     /// word is unchanged then.
+    #[inline]
     pub fn transition(&self, from: Word, to: Word) -> Result<(), TransitionError> {
         let from_state = from.state().map_err(TransitionError::Unknown)?;
         let to_state = to.state().map_err(TransitionError::Unknown)?;

@@ -89,6 +89,7 @@ impl WordTable {
     ///
     /// # Errors
     /// The frame is not in RAM.
+    #[inline]
     pub fn cell(&self, pfn: Pfn) -> Result<&WordCell, OutOfMap> {
         for region in self.regions() {
             if let Some(offset) =
@@ -110,6 +111,7 @@ impl WordTable {
     ///
     /// # Errors
     /// The frame is not in RAM.
+    #[inline]
     pub fn load(&self, pfn: Pfn) -> Result<Word, OutOfMap> {
         Ok(self.cell(pfn)?.load())
     }

@@ -178,6 +178,7 @@ const fn allow(mut table: [u128; State::COUNT], from: State, to: State) -> [u128
 }
 
 /// Whether the table has the step from `from` to `to`.
+#[inline]
 pub fn is_legal(from: State, to: State) -> bool {
     TABLE.get(from.index()).is_some_and(|row| row >> to.index() & 1 != 0)
 }

@@ -35,16 +35,19 @@ impl Field {
     }
 
     /// The field's bits in place.
+    #[inline]
     pub(super) const fn mask(self) -> u64 {
         (u64::MAX >> (64 - self.width)) << self.shift
     }
 
     /// The field's value in `word`.
+    #[inline]
     pub(super) const fn get(self, word: u64) -> u64 {
         (word & self.mask()) >> self.shift
     }
 
     /// Whether any bit of the field is set in `word`.
+    #[inline]
     pub(super) const fn is_set(self, word: u64) -> bool {
         word & self.mask() != 0
     }
@@ -53,6 +56,7 @@ impl Field {
     ///
     /// # Panics
     /// In debug builds if `value` does not fit: our bug.
+    #[inline]
     pub(super) const fn put(self, value: u64) -> u64 {
         debug_assert!(value <= self.mask() >> self.shift, "field overflow");
         (value << self.shift) & self.mask()
@@ -141,6 +145,7 @@ impl Word {
     }
 
     /// Bits 0–3.
+    #[inline]
     pub const fn tag(self) -> Tag {
         Tag::ALL[(self.0 & 0xf) as usize]
     }
@@ -149,6 +154,7 @@ impl Word {
     ///
     /// # Errors
     /// The tag or subtype is unused.
+    #[inline]
     pub const fn kind(self) -> Result<Kind, UnknownWord> {
         Ok(match self.tag() {
             Tag::Misc => {
@@ -178,6 +184,7 @@ impl Word {
     ///
     /// # Errors
     /// The tag or subtype is unused, or the hold bits contradict each other.
+    #[inline]
     pub const fn state(self) -> Result<State, UnknownWord> {
         let kind = match self.kind() {
             Ok(kind) => kind,
@@ -235,12 +242,14 @@ impl Link {
     pub const NONE: Self = Self((1 << 26) - 1);
 
     /// The link to the frame at `index` in its zone, or `None` past the zone's end.
+    #[inline]
     pub const fn to(index: u64) -> Option<Self> {
         #[expect(clippy::cast_possible_truncation, reason = "below 2^26")]
         if index < ZONE_MAX_PAGES { Some(Self(index as u32)) } else { None }
     }
 
     /// The frame's index in its zone, or `None` if this is [`Self::NONE`].
+    #[inline]
     pub const fn index(self) -> Option<u64> {
         if self.0 == Self::NONE.0 { None } else { Some(self.0 as u64) }
     }

@@ -6,7 +6,7 @@ use abi::{PageCount, Pfn, PfnRange};
 
 use super::Memory;
 use crate::buddy::Gfp;
-use crate::memdesc::{Block, BlockKind, Memdesc, Order, TransitionError, Word};
+use crate::memdesc::{Block, BlockKind, Order, TransitionError, Word};
 use crate::platform::Platform;
 
 /// A block that the holder owns: nobody else may touch, free or move it.
@@ -78,7 +78,7 @@ impl FrozenFrames {
     }
 
     pub(super) const fn word(&self) -> Word {
-        Memdesc::Block(Block::new(self.kind, self.order)).encode()
+        Block::new(self.kind, self.order).encode()
     }
 }
 
@@ -134,8 +134,8 @@ impl<P: Platform> Memory<P> {
             return Ok(());
         }
         let old = frames.word();
-        let frozen = Memdesc::Block(Block::new(BlockKind::Frozen, frames.order)).encode();
-        let new = Memdesc::Block(Block::new(kind, frames.order)).encode();
+        let frozen = Block::new(BlockKind::Frozen, frames.order).encode();
+        let new = Block::new(kind, frames.order).encode();
         if kind == BlockKind::Report || kind == BlockKind::Reserved || kind == BlockKind::Empty {
             let from = crate::memdesc::State::held(frames.kind.kind());
             let to = crate::memdesc::State::held(kind.kind());

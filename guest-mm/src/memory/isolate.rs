@@ -7,7 +7,7 @@ use abi::Pfn;
 use super::Memory;
 use super::frames::FrozenFrames;
 use super::offline::{ClaimError, offline_word};
-use crate::memdesc::{DriverId, Hold, Memdesc, Offline, Order, TransitionError};
+use crate::memdesc::{DriverId, Hold, Offline, Order, TransitionError};
 use crate::platform::Platform;
 
 /// An Offline block that migration owns: its driver can neither claim nor free it.
@@ -67,7 +67,7 @@ impl<P: Platform> Memory<P> {
         if offline.hold != Hold::Movable {
             return Err(IsolateError::NotMovable);
         }
-        let isolated = Memdesc::Offline(Offline { hold: Hold::Isolated, ..offline }).encode();
+        let isolated = Offline { hold: Hold::Isolated, ..offline }.encode();
         self.transition(pfn, word, isolated).map_err(|_| IsolateError::NotMovable)?;
         Ok(IsolatedBlock { head: pfn, order: offline.order, driver })
     }

@@ -89,7 +89,7 @@ impl OfflineBlock {
 }
 
 pub(super) const fn offline_word(order: Order, driver: DriverId, hold: Hold) -> Word {
-    Memdesc::Offline(Offline { order, driver, hold, skippable: false }).encode()
+    Offline { order, driver, hold, skippable: false }.encode()
 }
 
 impl<P: Platform> Memory<P> {
@@ -188,7 +188,7 @@ impl<P: Platform> Memory<P> {
                 (Hold::Movable, Hold::Movable) => return Err(ClaimError::Movable),
                 (Hold::Parked | Hold::Movable, _) => {}
             }
-            let new = Memdesc::Offline(Offline { hold: to, ..offline }).encode();
+            let new = Offline { hold: to, ..offline }.encode();
             match self.transition(pfn, word, new) {
                 Ok(()) => return Ok(offline.order),
                 // Somebody was faster: look again.

@@ -4,7 +4,7 @@ use super::Memory;
 use super::alloc::FreeError;
 use super::frames::FrozenFrames;
 use crate::buddy::{FrameMap, FreeBlock, Gfp};
-use crate::memdesc::{Link, Memdesc, MigrateType, Order, Pcp};
+use crate::memdesc::{Link, MigrateType, Order, Pcp};
 use crate::platform::Platform;
 
 /// The orders that have per-CPU lists.
@@ -95,13 +95,8 @@ impl CpuLists {
     ) -> Result<(), FreeError> {
         let cpu = self.cpu;
         let list = self.list(slot, migratetype);
-        let word = Memdesc::Pcp(Pcp {
-            order: block.order,
-            migratetype,
-            cpu,
-            reported: block.reported,
-            next: list.head,
-        });
+        let word =
+            Pcp { order: block.order, migratetype, cpu, reported: block.reported, next: list.head };
         let cell = map.words.cell(block.pfn).map_err(FreeError::OutOfMap)?;
         // This swap decides between two frees of the same block.
         cell.transition(block.word, word.encode())
@@ -121,7 +116,7 @@ impl CpuLists {
         let list = self.list(slot, migratetype);
         let pfn = map.words.follow(list.head)?;
         let word = map.words.load(pfn).ok()?;
-        let Ok(Memdesc::Pcp(pcp)) = word.decode() else {
+        let Some(pcp) = word.as_pcp() else {
             debug_assert!(false, "per-CPU list corrupt at {pfn:?}");
             return None;
         };
