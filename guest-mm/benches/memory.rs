@@ -33,7 +33,7 @@ fn timed<T>(work: impl FnOnce() -> T) -> Duration {
 }
 
 fn take_all(memory: &Memory<TestPlatform>, largest: Order, gfp: Gfp) -> Vec<FrozenFrames> {
-    let mut blocks = Vec::with_capacity(PAGES as usize);
+    let mut blocks = Vec::with_capacity(65_536);
     memory.alloc_many(PageCount::new(PAGES), largest, gfp, &mut |frames| blocks.push(frames));
     blocks
 }
