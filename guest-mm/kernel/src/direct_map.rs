@@ -75,6 +75,18 @@ pub struct DirectMap<M> {
 }
 
 impl<M: TableMemory> DirectMap<M> {
+    /// Begins a map with `image_table` for the large page at [`IMAGE_GPA`]; `None` without room for two tables.
+    ///
+    /// All tables are new ones. Where the host shadows page tables, a store to one that the MMU already walks costs
+    /// microseconds, one to an ordinary page nothing: so they are filled first and linked afterwards.
+    pub fn new(mut memory: M, image_table: u64) -> Option<Self> {
+        let pdpt = memory.allocate()?;
+        let directory = memory.allocate()?;
+        memory.write(pdpt, index(IMAGE_GPA, 30), directory | entry::TABLE);
+        memory.write(directory, index(IMAGE_GPA, 21), image_table | entry::TABLE);
+        Some(Self { memory, pdpt })
+    }
+
     /// Maps one range of RAM. The large page at [`IMAGE_GPA`] has a table of its own, which stays as it is.
     ///
     /// # Errors
@@ -116,15 +128,6 @@ impl<M: TableMemory> DirectMap<M> {
         self.memory.write(table, index, lower | entry::TABLE);
         Some(lower)
     }
-
-    /// Empties the page directory of the first GiB except for the image's large page: the link-time map covers all of
-    /// it, RAM or not.
-    pub fn clear_first_directory(&mut self) {
-        let directory = self.memory.read(self.pdpt, 0) & entry::ADDRESS;
-        for at in (0..ENTRIES).filter(|at| *at != index(IMAGE_GPA, 21)) {
-            self.memory.write(directory, at, 0);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -135,7 +138,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
 
-    /// Tables at made-up addresses; the PDPT is 0x1000, the first directory 0x2000, the image's table 0x3000.
+    /// Tables at made-up addresses; the image's is 0x1000.
     struct Fake {
         tables: HashMap<u64, [u64; ENTRIES]>,
         room: usize,
@@ -156,19 +159,12 @@ mod tests {
         }
     }
 
+    const IMAGE_TABLE: u64 = 0x1000;
+
+    /// A map that may allocate `room` tables beyond its first two.
     fn new(room: usize) -> DirectMap<Fake> {
-        let mut tables = HashMap::new();
-        let mut pdpt = [0; ENTRIES];
-        pdpt[0] = 0x2000 | entry::TABLE;
-        let mut directory = [0; ENTRIES];
-        for (at, slot) in directory.iter_mut().enumerate() {
-            *slot = (at as u64 * LARGE_PAGE) | entry::DATA | entry::LARGE;
-        }
-        directory[1] = 0x3000 | entry::TABLE;
-        tables.extend([(0x1000, pdpt), (0x2000, directory), (0x3000, [7; ENTRIES])]);
-        let mut map = DirectMap { memory: Fake { tables, room }, pdpt: 0x1000 };
-        map.clear_first_directory();
-        map
+        let tables = HashMap::from([(IMAGE_TABLE, [7; ENTRIES])]);
+        DirectMap::new(Fake { tables, room: room + 2 }, IMAGE_TABLE).unwrap()
     }
 
     /// What the MMU finds at `gpa`: its translation, without the image's table.
@@ -199,8 +195,9 @@ mod tests {
     fn the_table_of_the_image_stays_as_it_was() {
         let mut map = new(4);
         assert_eq!(map.map(range(0x100, 0x10_000)), Ok(()));
-        assert_eq!(map.memory.tables[&0x3000], [7; ENTRIES]);
-        assert_eq!(map.memory.read(0x2000, 1), 0x3000 | entry::TABLE);
+        assert_eq!(map.memory.tables[&IMAGE_TABLE], [7; ENTRIES]);
+        let directory = map.memory.read(map.pdpt, 0) & entry::ADDRESS;
+        assert_eq!(map.memory.read(directory, 1), IMAGE_TABLE | entry::TABLE);
     }
 
     #[test]

@@ -96,6 +96,8 @@ pub(super) fn boot(start_info_gpa: u64) -> Boot {
         reserved: [empty; MAX_RESERVED],
         reserved_len: 0,
     };
+    super::log::set_level(boot.options.log_level);
+    super::log::banner(boot.ram.pages());
     reserve_modules(&mut boot, &info);
     let (image, unmapped) = paging::init(&boot.ram);
     boot.reserve(outer_pages(0, LOW_MEMORY_END));
@@ -107,7 +109,6 @@ pub(super) fn boot(start_info_gpa: u64) -> Boot {
             TRAP_STACK_BYTES,
         ));
     }
-    super::log::set_level(boot.options.log_level);
     if let Some(unmapped) = unmapped {
         warning!("no page tables for RAM from {} on: it stays unused", unmapped.unmapped);
         boot.reserve(PfnRange::new(unmapped.unmapped, boot.limit()));

@@ -84,8 +84,11 @@ pub(super) fn invlpg(address: u64) {
 
 /// Halts until an interrupt is pending. Call it masked: the nucleus looks at the pending word itself before HLT, so no
 /// interrupt that came before it is slept through.
+///
+/// # Panics
+/// Unmasked: the interrupt that ends the halt would be reflected with a frame of ring 0.
 pub(super) fn halt() {
-    debug_assert!(super::irq::is_masked());
+    assert!(super::irq::is_masked(), "halting unmasked");
     // SAFETY: sleeping changes no memory.
     unsafe { call(Operation::Halt, Registers::default()) };
 }

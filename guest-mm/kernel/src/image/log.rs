@@ -26,16 +26,21 @@ pub(super) fn log(level: Level, message: fmt::Arguments<'_>) {
     _ = writeln!(Serial, "[{:5}.{:06}] {level}: {message}", us / 1_000_000, us % 1_000_000);
 }
 
+/// The first line: short, and without the time, since nothing is as dear as a byte here.
+pub(super) fn banner(ram_pages: u64) {
+    if LEVEL.load(Ordering::Relaxed) >= Level::Info as u8 {
+        // The hole below 1 MiB is the reason for rounding.
+        _ = writeln!(Serial, "aerostat guest, {} MiB", ram_pages.div_ceil(256));
+    }
+}
+
 macro_rules! error {
     ($($arg:tt)*) => { $crate::image::log::log(guest_kernel::level::Level::Error, format_args!($($arg)*)) };
 }
 macro_rules! warning {
     ($($arg:tt)*) => { $crate::image::log::log(guest_kernel::level::Level::Warn, format_args!($($arg)*)) };
 }
-macro_rules! info {
-    ($($arg:tt)*) => { $crate::image::log::log(guest_kernel::level::Level::Info, format_args!($($arg)*)) };
-}
 macro_rules! debug {
     ($($arg:tt)*) => { $crate::image::log::log(guest_kernel::level::Level::Debug, format_args!($($arg)*)) };
 }
-pub(super) use {debug, error, info, warning};
+pub(super) use {debug, error, warning};

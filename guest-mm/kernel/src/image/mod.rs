@@ -24,7 +24,6 @@ mod window;
 use abi::{PageCount, Pfn, PfnRange};
 use guest_kernel::cmdline::StoreKind;
 use guest_kernel::layout::PAGE;
-use guest_kernel::size::Human;
 use guest_mm::buddy::Gfp;
 use guest_mm::memory::Memory;
 use guest_mm::rcu::Rcu;
@@ -34,7 +33,7 @@ use guest_mm::xarray::SlabNodes;
 
 use boot::Boot;
 use kernel::Kernel;
-use log::{debug, info};
+use log::debug;
 use platform::Machine;
 
 /// Called once by the landing, masked, with the GPA of the PVH start info.
@@ -43,7 +42,6 @@ extern "C" fn kernel_main(start_info_gpa: u64) -> ! {
     serial::init();
     let source = time::init();
     let mut boot = boot::boot(start_info_gpa);
-    info!("aerostat guest, {}", Human(boot.ram.pages() << 12));
     debug!("TSC {} Hz by {source:?}", time::rate().hz());
     let machine = Machine::new(boot.limit());
     let range = PfnRange::new(Pfn::ZERO, boot.limit())

@@ -22,6 +22,9 @@ unsafe extern "C" {
 /// Where the next early table goes: from the image's end to [`ARENA_END_GPA`].
 static ARENA: AtomicU64 = AtomicU64::new(0);
 
+/// Slot of the direct map in the root table.
+const DIRECT_MAP_SLOT: usize = (word(DIRECT_MAP) >> 39) % ENTRIES;
+
 /// GPA of a linker symbol.
 fn symbol_gpa(symbol: *const u8) -> u64 {
     symbol.addr() as u64 - KERNEL_BASE
@@ -88,11 +91,12 @@ impl TableMemory for Tables {
 pub(super) fn init(ram: &RamMap) -> (PfnRange, Option<OutOfTables>) {
     ARENA.store(image_end_gpa(), Ordering::Relaxed);
     protect_image();
-    let mut map = DirectMap { memory: Tables, pdpt: BootTable::PdptDirect.gpa() };
-    map.clear_first_directory();
+    let map = DirectMap::new(Tables, BootTable::PtImageDirect.gpa());
+    let mut map = map.unwrap_or_else(|| panic!("no room for page tables behind the image"));
     let unmapped = ram.ranges().iter().find_map(|range| map.map(*range).err());
     // The identity map has served; null is nobody's address from here on.
     Tables.write(BootTable::Pml4.gpa(), 0, 0);
+    Tables.write(BootTable::Pml4.gpa(), DIRECT_MAP_SLOT, map.pdpt | entry::TABLE);
     // SAFETY: the same root: only what is not RAM, and what nobody uses any more, has lost its mapping.
     unsafe { gate::load_cr3(BootTable::Pml4.gpa()) };
     let used = (IMAGE_GPA, ARENA.load(Ordering::Relaxed));
