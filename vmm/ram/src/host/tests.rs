@@ -132,3 +132,21 @@ fn memory_outlives_the_owner_while_someone_refers_to_it() {
     let byte: u8 = memory.read_obj(GuestAddress(0)).expect("still mapped");
     assert_eq!(byte, 5);
 }
+
+#[test]
+fn every_release_method_frees_the_same_whatever_the_kernel_takes() {
+    for kind in BackingKind::ALL {
+        let pidfd = Method::open_pidfd().unwrap_or(Method::PerPiece);
+        for method in [Method::BatchedSelf, pidfd, Method::PerPiece] {
+            let mut ram = HostRam::new(8 * MIB, kind, Prefault::All).expect("8 MiB");
+            ram.method = method;
+            let scattered: Vec<PfnRange> = (0..1000).map(|n| frames(2 * n, 1)).collect();
+            let done = ram.discard(&scattered).expect("the host releases, in some way");
+            assert_eq!(done.pages.get(), 1000, "{kind} {}", ram.release_method());
+            assert_eq!(resident(&ram), 8 * MIB - 1000 * 4096, "{kind} {}", ram.release_method());
+            let is_batched = !matches!(ram.method, Method::PerPiece);
+            // A kernel that refuses the batch costs a call more for each piece.
+            assert!(done.calls == 1000 || (is_batched && [1, 2000].contains(&done.calls)));
+        }
+    }
+}
