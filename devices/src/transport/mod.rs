@@ -48,7 +48,7 @@ use status::{StatusWrite, judge};
 const TRANSPORT_FEATURES: u64 = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX;
 
 /// A device behind virtio-mmio registers.
-pub struct MmioTransport<D> {
+pub struct MmioTransport<D: VirtioDevice> {
     device: D,
     ram: Arc<dyn GuestRam>,
     status: u32,
@@ -308,6 +308,13 @@ impl<D: VirtioDevice> MmioTransport<D> {
 
     fn warn(&self, message: std::fmt::Arguments<'_>) {
         log::warn!("device={} {message}", self.device.device_id());
+    }
+}
+
+impl<D: VirtioDevice> Drop for MmioTransport<D> {
+    /// The end of the VM is a reset to the device: it lets go of chains that it holds.
+    fn drop(&mut self) {
+        self.device.reset();
     }
 }
 

@@ -264,6 +264,15 @@ fn a_chain_larger_than_the_buffer_comes_through_in_parts_and_is_returned_once() 
     assert_eq!(bench.queues[AGENT_TX].take_all_used(), [UsedElement { head: 0, written: 0 }]);
 }
 
+/// Found by fuzzing: the half-taken chain was dropped with the device, as if it had been forgotten.
+#[test]
+fn a_vm_may_end_while_a_chain_is_half_taken() {
+    let mut bench = Bench::opened();
+    bench.transmit(AGENT_TX, &vec![1; PORT_BUFFER_BYTES + 1]);
+    assert_eq!(bench.queues[AGENT_TX].take_used(), None);
+    drop(bench);
+}
+
 #[test]
 fn console_output_keeps_the_newest_bytes_and_never_blocks_the_guest() {
     let mut bench = Bench::opened();
@@ -383,9 +392,18 @@ fn buffers_of_the_wrong_direction_are_returned_unused() {
     bench.offer(AGENT_RX, 16, false);
     bench.offer(AGENT_RX, 16, true);
     assert_eq!(bench.console().port_write(b"x"), 1);
-    assert_eq!(bench.queues[AGENT_TX].take_all_used(), [UsedElement { head: 0, written: 0 }]);
-    assert_eq!(bench.received(AGENT_RX), [vec![], b"x".to_vec()]);
-    assert_eq!(bench.console().counters().chain_wrong_direction, 2);
+    // Part of a chain for the wrong direction spoils it as well.
+    for (queue, head) in [(AGENT_TX, 40), (AGENT_RX, 40)] {
+        let at = bench.buffer(queue, head);
+        bench.queues[queue].offer_chain(head, &[(at, 8, false), (at + 8, 8, true)]);
+        bench.kick(queue);
+    }
+    assert_eq!(bench.console().port_write(b"y"), 1);
+    let heads: Vec<u32> = bench.queues[AGENT_TX].take_all_used().iter().map(|u| u.head).collect();
+    assert_eq!(heads, [0, 40]);
+    assert_eq!(bench.received(AGENT_RX), [vec![], b"x".to_vec(), vec![]]);
+    assert_eq!(bench.console().counters().chain_wrong_direction, 4);
+    assert!(bench.read_agent().is_empty());
 }
 
 #[test]

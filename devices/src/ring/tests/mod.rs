@@ -289,6 +289,20 @@ fn an_available_index_that_goes_back_is_a_bad_ring() {
     assert!(matches!(bench.pop(), Err(GuestFault::BadRing { .. })));
 }
 
+#[test]
+fn an_available_index_behind_chains_that_are_held_is_a_bad_ring() {
+    let mut bench = Bench::new(0);
+    let mut held = Vec::new();
+    for head in 0..3 {
+        bench.driver.offer_chain(head, &[(DATA, 4, false)]);
+        held.push(bench.pop().unwrap().unwrap());
+    }
+    bench.driver.set_avail_index(1);
+    let fault = RingFault::AvailableIndex { avail: 1, used: 0, size: SIZE };
+    assert_eq!(bench.pop().unwrap_err(), GuestFault::BadRing { queue: 3, fault });
+    held.into_iter().for_each(PoppedChain::abandon_at_reset);
+}
+
 /// A head handed over again before it came back would let a driver make the
 /// device hold more chains than the ring has descriptors.
 #[test]
