@@ -1,6 +1,7 @@
 //! Test support shared by the system tests: the simulated machine and the VM harness.
 
 pub mod binary;
+pub mod fuzzing;
 pub mod kvm;
 pub mod lab;
 pub mod mock_vm;

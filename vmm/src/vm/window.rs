@@ -19,7 +19,7 @@ use crate::line::Line;
 /// The one lock here, the transport's, is taken after no other lock of this
 /// crate, and is held across discards; INTERRUPT_STATUS and INTERRUPT_ACK,
 /// which a driver touches at every interrupt, do without it.
-pub(crate) struct Window<D> {
+pub(crate) struct Window<D: VirtioDevice> {
     transport: Mutex<MmioTransport<D>>,
     interrupts: Arc<InterruptStatus>,
     line: Arc<Line>,

@@ -1,0 +1,39 @@
+//! Bodies of the fuzz targets: what a driver can do to a device, from bytes.
+//!
+//! Each takes arbitrary bytes, acts them out and panics if an invariant breaks.
+//! The fuzz targets (`tests/fuzz`) and the replay of committed seeds
+//! (`tests/tests/fuzz_replay.rs`) call the same functions. Nothing here depends
+//! on time, threads or addresses of the host, so an input always does the same.
+
+mod balloon;
+mod console;
+mod input;
+mod machine;
+mod ring;
+mod transport;
+
+/// One fuzz target.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Name of the target and of the directory of its seeds.
+    pub name: &'static str,
+    /// Acts an input out.
+    pub run: fn(&[u8]),
+}
+
+/// Every target.
+pub const TARGETS: [Target; 4] = [
+    Target { name: "transport", run: transport::run },
+    Target { name: "ring", run: ring::run },
+    Target { name: "console", run: console::run },
+    Target { name: "balloon", run: balloon::run },
+];
+
+/// Acts `data` out on the target called `name`.
+///
+/// # Panics
+/// If there is no such target, or an invariant breaks.
+pub fn run(name: &str, data: &[u8]) {
+    let target = TARGETS.iter().find(|target| target.name == name);
+    (target.expect("a target of this name").run)(data);
+}
