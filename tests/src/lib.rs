@@ -6,4 +6,5 @@ pub mod kvm;
 pub mod lab;
 pub mod mock_vm;
 pub mod payload;
+pub mod sim;
 pub mod vm;

@@ -1,8 +1,11 @@
 //! Deflation: the mirror of inflation.
 
+use abi::PageCount;
+
 use super::buffers::{Group, Rejected};
 use super::driver::{BLOCKS_PER_POLL, BalloonDriver, Direction, Stage};
 use super::frames::{ClaimFailure, Claimed, Contents};
+use super::mutant::Mutant;
 use crate::memdesc::Order;
 use crate::platform::Platform;
 use crate::store::{Block, PfnStore};
@@ -98,6 +101,9 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
             Ok(()) => {
                 self.counters.deflated_pages += block.pages().get();
                 self.deflate_backoff.shorten();
+                if self.is_mutant(Mutant::FreedBeforeAnswer) {
+                    self.free(block);
+                }
                 true
             }
             Err(Rejected { group, entered }) => {
@@ -105,7 +111,7 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
                     // `unclaim_group` takes off what it gives back.
                     self.counters.deflated_pages += block.pages().get();
                 } else {
-                    self.unclaim(block);
+                    self.settle(block);
                 }
                 self.unclaim_group(group);
                 self.deflate_refused(now);
@@ -124,14 +130,16 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
         let mut index = 0;
         while let Some(block) = self.block_of(group, &mut index, Direction::Deflate) {
             self.counters.deflated_pages -= block.pages().get();
-            self.unclaim(block);
+            self.settle(block);
         }
         self.deflate.recycle(group);
     }
 
-    fn unclaim(&mut self, block: Block) {
-        if self.frames.settle(block).is_err() {
-            self.counters.inconsistencies += 1;
+    /// Frees a block that the host knows to be deflated.
+    fn free(&mut self, block: Block) {
+        match self.frames.release(block, Contents::GivenAway) {
+            Ok(()) => self.counters.freed_pages += block.pages().get(),
+            Err(_) => self.counters.inconsistencies += 1,
         }
     }
 
@@ -142,26 +150,25 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
     pub(super) fn free_used(&mut self) -> Result<Stage, QueueError> {
         let started = self.now();
         let mut blocks = 0;
-        let mut freed = 0;
+        let mut pages = PageCount::ZERO;
         let stage = loop {
             if blocks >= BLOCKS_PER_POLL {
                 break Stage::More;
             }
             let Some(group) = self.deflate.pop()? else { break Stage::Done };
             let mut index = 0;
-            while let Some(block) = self.block_of(group, &mut index, Direction::Deflate) {
-                match self.frames.release(block, Contents::GivenAway) {
-                    Ok(()) => freed += block.pages().get(),
-                    Err(_) => self.counters.inconsistencies += 1,
-                }
+            let is_freed = self.is_mutant(Mutant::FreedBeforeAnswer);
+            while !is_freed
+                && let Some(block) = self.block_of(group, &mut index, Direction::Deflate)
+            {
+                self.free(block);
                 blocks += 1;
             }
-            self.deflate.recycle(group);
+            pages = pages.saturating_add(self.deflate.recycle(group));
             self.counters.used_groups += 1;
         };
-        if blocks > 0 {
+        if !pages.is_zero() {
             self.device_answered();
-            self.counters.freed_pages += freed;
             self.counters.free_ns += self.now().saturating_sub(started);
         }
         Ok(stage)

@@ -8,6 +8,7 @@ use abi::{PageCount, Pfn};
 
 use super::buffers::PfnQueue;
 use super::frames::Frames;
+use super::mutant::Mutant;
 use super::options::{BalloonCounters, BalloonPhase, BalloonStatus, Options, Wake};
 use super::reset::{AfterReset, Phase};
 use super::timers::{Backoff, Watchdog};
@@ -103,6 +104,8 @@ pub struct BalloonDriver<'m, P, B, S> {
     /// Where deflation looks next.
     pub(super) claim_from: Pfn,
     pub(super) counters: BalloonCounters,
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) mutant: Option<Mutant>,
 }
 
 /// Whether a stage has more to do at once.
@@ -156,6 +159,8 @@ impl<'m, P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'m, P, B, S> {
             is_scribbled: false,
             claim_from: Pfn::ZERO,
             counters: BalloonCounters::default(),
+            #[cfg(any(test, feature = "testing"))]
+            mutant: None,
         };
         if let Err(error) = driver.bring_up() {
             // A device that does not finish its reset may still use the pages: they stay lent.
@@ -318,7 +323,11 @@ impl<'m, P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'m, P, B, S> {
 
     /// Pages in the balloon or on their way there: what inflation and deflation compare with the target.
     pub(super) fn committed(&self) -> PageCount {
-        self.frames.store.pages().saturating_sub(self.deflate.in_flight())
+        let stored = self.frames.store.pages();
+        if self.is_mutant(Mutant::FreedBeforeAnswer) {
+            return stored;
+        }
+        stored.saturating_sub(self.deflate.in_flight())
     }
 
     /// Pages whose inflation was confirmed and whose deflation has not begun.

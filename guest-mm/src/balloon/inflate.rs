@@ -5,6 +5,7 @@ use abi::PageCount;
 use super::buffers::{Group, Rejected};
 use super::driver::{BLOCKS_PER_POLL, BalloonDriver, Direction, Stage};
 use super::frames::{Contents, TakeError};
+use super::mutant::Mutant;
 use crate::memdesc::Order;
 use crate::platform::Platform;
 use crate::store::{Block, PfnStore};
@@ -71,6 +72,9 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
                 self.counters.inflated_pages += block.pages().get();
                 self.counters.inflated_blocks += 1;
                 self.inflate_backoff.shorten();
+                if self.is_mutant(Mutant::MovableBeforeUsed) {
+                    self.settle(block);
+                }
                 true
             }
             Err(Rejected { group, entered }) => {
@@ -137,10 +141,11 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
             }
             let Some(group) = self.inflate.pop()? else { break Stage::Done };
             let mut index = 0;
-            while let Some(block) = self.block_of(group, &mut index, Direction::Inflate) {
-                if self.frames.settle(block).is_err() {
-                    self.counters.inconsistencies += 1;
-                }
+            let is_settled = self.is_mutant(Mutant::MovableBeforeUsed);
+            while !is_settled
+                && let Some(block) = self.block_of(group, &mut index, Direction::Inflate)
+            {
+                self.settle(block);
                 blocks += 1;
             }
             pages = pages.saturating_add(self.inflate.recycle(group));
@@ -152,6 +157,14 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
             self.counters.settle_ns += self.now().saturating_sub(started);
         }
         Ok(stage)
+    }
+
+    /// Makes a block movable whose inflation the host has confirmed, or whose
+    /// deflation it has never heard of.
+    pub(super) fn settle(&mut self, block: Block) {
+        if self.frames.settle(block).is_err() {
+            self.counters.inconsistencies += 1;
+        }
     }
 
     /// The device has returned something: it is alive, and faults are forgiven.

@@ -23,6 +23,7 @@ mod deflate;
 mod driver;
 mod frames;
 mod inflate;
+mod mutant;
 mod options;
 mod reset;
 mod timers;
@@ -31,4 +32,5 @@ mod timers;
 mod tests;
 
 pub use driver::{BalloonDriver, BalloonError};
+pub use mutant::Mutant;
 pub use options::{BalloonCounters, BalloonPhase, BalloonStatus, Options, Wake};

@@ -1,0 +1,157 @@
+//! RAM, clock and faults of a simulated machine.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use abi::{PageCount, Pfn, PfnRange};
+use devices::clock::Clock;
+use devices::ram::GuestRam;
+use devices::testing::TestRam;
+use guest_mm::platform::{FaultSite, Platform};
+use guest_mm::sync::HeldLocks;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+/// What host and guest share: RAM, time, and which steps fail.
+pub struct SimMachine {
+    ram: Arc<TestRam>,
+    /// First byte of each range of RAM in this process.
+    mappings: Vec<(PfnRange, NonNull<u8>)>,
+    now_ns: AtomicU64,
+    /// One allocation, reservation or addition in so many fails; 0 = none.
+    faults_one_in: AtomicU64,
+    faults_struck: AtomicU64,
+    faults_rng: Mutex<StdRng>,
+    masked: AtomicBool,
+    locks: HeldLocks,
+}
+
+// SAFETY: the pointers lead to mappings that `ram` keeps alive; accesses go
+// through raw pointers, and a simulated machine runs in one thread.
+unsafe impl Send for SimMachine {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for SimMachine {}
+
+impl SimMachine {
+    /// A machine with two ranges of RAM of `pages / 2` pages and a hole between them.
+    ///
+    /// # Panics
+    /// If this process has no memory for it.
+    pub fn new(pages: u64, seed: u64) -> Arc<Self> {
+        let half = pages / 2 * abi::PAGE_SIZE;
+        let bytes = usize::try_from(half).expect("a small machine");
+        let hole = half.next_multiple_of(4 << 20) + (8 << 20);
+        let ram = Arc::new(TestRam::new(&[(0, bytes), (hole, bytes)]));
+        let map = |range: &PfnRange| {
+            let at = GuestAddress(range.start().gpa());
+            let host = ram.memory().get_host_address(at).expect("a range of RAM is mapped");
+            (*range, NonNull::new(host).expect("mappings are not at 0"))
+        };
+        let mappings = ram.ram_ranges().iter().map(map).collect();
+        Arc::new(Self {
+            ram,
+            mappings,
+            now_ns: AtomicU64::new(0),
+            faults_one_in: AtomicU64::new(0),
+            faults_struck: AtomicU64::new(0),
+            faults_rng: Mutex::new(StdRng::seed_from_u64(seed ^ 0xfa17)),
+            masked: AtomicBool::new(false),
+            locks: HeldLocks::new(),
+        })
+    }
+
+    /// RAM as devices see it; discarding zeroes it.
+    pub fn ram(&self) -> Arc<TestRam> {
+        self.ram.clone()
+    }
+
+    /// Lets time pass.
+    pub fn advance(&self, ns: u64) {
+        self.now_ns.fetch_add(ns, Ordering::Relaxed);
+    }
+
+    /// Virtual time.
+    pub fn now(&self) -> u64 {
+        self.now_ns.load(Ordering::Relaxed)
+    }
+
+    /// Makes one step in `one_in` fail at every fault site; 0 ends it.
+    pub fn fail_one_in(&self, one_in: u64) {
+        self.faults_one_in.store(one_in, Ordering::Relaxed);
+    }
+
+    /// Steps that were made to fail.
+    pub fn faults_struck(&self) -> u64 {
+        self.faults_struck.load(Ordering::Relaxed)
+    }
+}
+
+impl Clock for SimMachine {
+    fn now(&self) -> Duration {
+        Duration::from_nanos(SimMachine::now(self))
+    }
+}
+
+/// The machine as the guest's memory manager sees it.
+#[derive(Clone)]
+pub struct SimPlatform(pub Arc<SimMachine>);
+
+// SAFETY: each range of RAM is one mapping of the machine's `TestRam`, alive as
+// long as the machine, page-aligned, and handed out as raw pointers only.
+unsafe impl Platform for SimPlatform {
+    fn frame_ptr(&self, pfn: Pfn) -> NonNull<u8> {
+        let found = self.0.mappings.iter().find(|(range, _)| range.contains(pfn));
+        let (range, start) = found.unwrap_or_else(|| panic!("{pfn:?} is not RAM"));
+        let offset = usize::try_from(pfn.gpa() - range.start().gpa()).expect("inside a mapping");
+        // SAFETY: `pfn` lies in the range, so the offset in its mapping.
+        unsafe { start.add(offset) }
+    }
+
+    fn frame_of(&self, address: usize) -> Option<Pfn> {
+        self.0.mappings.iter().find_map(|(range, start)| {
+            let offset = address.checked_sub(start.addr().get())? as u64 / abi::PAGE_SIZE;
+            let pfn = range.start().checked_add(PageCount::new(offset))?;
+            range.contains(pfn).then_some(pfn)
+        })
+    }
+
+    fn cpu(&self) -> usize {
+        0
+    }
+
+    fn irq_save(&self) -> bool {
+        self.0.masked.swap(true, Ordering::Relaxed)
+    }
+
+    fn irq_restore(&self, was_masked: bool) {
+        self.0.masked.store(was_masked, Ordering::Relaxed);
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.0.now()
+    }
+
+    fn relax(&self) {}
+
+    fn held_locks(&self) -> Option<&HeldLocks> {
+        Some(&self.0.locks)
+    }
+
+    fn inject_fault(&self, _site: FaultSite) -> bool {
+        let one_in = self.0.faults_one_in.load(Ordering::Relaxed);
+        if one_in == 0 {
+            return false;
+        }
+        let strikes = self
+            .0
+            .faults_rng
+            .lock()
+            .expect("one thread")
+            .random_ratio(1, u32::try_from(one_in).unwrap_or(u32::MAX));
+        self.0.faults_struck.fetch_add(u64::from(strikes), Ordering::Relaxed);
+        strikes
+    }
+}

@@ -1,0 +1,470 @@
+//! One run: a seed decides who moves next, and what goes wrong.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+
+use abi::Pfn;
+use devices::ram::GuestRam;
+use guest_mm::balloon::{BalloonCounters, BalloonDriver, BalloonPhase, Mutant, Options, Wake};
+use guest_mm::buddy::Gfp;
+use guest_mm::census::{BalloonClaim, CensusScope};
+use guest_mm::memdesc::DriverId;
+use guest_mm::memory::Memory;
+use guest_mm::rcu::Rcu;
+use guest_mm::store::{BitmapStore, PfnStore, XArrayStore};
+use guest_mm::xarray::SlabNodes;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+
+use super::host::{Host, SimBus};
+use super::platform::{SimMachine, SimPlatform};
+use super::workload::Workload;
+
+/// Steps that a run may take to come to rest.
+const MAX_SETTLE_STEPS: u32 = 20_000;
+
+/// Which store the driver uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreKind {
+    /// The default.
+    XArray,
+    /// The preallocated one.
+    Bitmap,
+}
+
+/// What a run is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// Pages of RAM.
+    pub pages: u64,
+    /// Steps under load before the run is brought to rest.
+    pub steps: u32,
+    /// The driver's store.
+    pub store: StoreKind,
+    /// The driver's largest order.
+    pub max_order: u32,
+    /// One step in so many fails at every fault site; 0 = none.
+    pub faults_one_in: u64,
+    /// The device lies, the guest's rings break, drivers are rebound.
+    pub is_hostile: bool,
+    /// Somebody isolates blocks of the balloon and puts them back.
+    pub isolates: bool,
+    /// The device and the guest stop for seconds at a time.
+    pub pauses: bool,
+    /// Releases run beside the device, as on a worker thread.
+    pub deferred: bool,
+    /// A defect of the driver, which the run must notice.
+    pub mutant: Option<Mutant>,
+    /// What is looked at while the run is under load.
+    pub checks: Checks,
+}
+
+/// What is looked at while a run is under load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checks {
+    /// Everything.
+    All,
+    /// Only what the guest's pages hold: what a user would notice.
+    ContentsOnly,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Self {
+            pages: 8192,
+            steps: 1500,
+            store: StoreKind::XArray,
+            max_order: 10,
+            faults_one_in: 0,
+            is_hostile: false,
+            isolates: true,
+            pauses: true,
+            deferred: false,
+            mutant: None,
+            checks: Checks::All,
+        }
+    }
+}
+
+/// A rule that a run has broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Violation {
+    /// A page that the guest uses lost its contents.
+    GuestPageDiscarded(Pfn),
+    /// A page that should read as zero does not.
+    ReportedPageNotZero(Pfn),
+    /// The host holds a page that the guest has not given away: (claimed, offline).
+    ClaimedNotOffline(u64, u64),
+    /// The guest calls pages settled that the host does not hold: (settled, claimed).
+    SettledNotClaimed(u64, u64),
+    /// The books of the guest disagree.
+    Census(String),
+    /// The driver met a state of words or store that it had not made.
+    Inconsistent(u64),
+    /// The target was not reached although nothing stood in the way: (target, actual, claimed).
+    TargetMissed(u64, u64, u64),
+    /// Memory is missing after everything was given back: (before, after).
+    Leak(u64, u64),
+    /// The run did not come to rest.
+    Restless,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What a run did.
+#[derive(Debug, Clone, Copy)]
+pub struct SimOutcome {
+    /// The driver's counters.
+    pub driver: BalloonCounters,
+    /// Steps that were made to fail.
+    pub faults: u64,
+    /// Pages known to be zero that the guest used again.
+    pub zero_pages_seen: u64,
+}
+
+/// Runs `scenario` with `seed`.
+///
+/// # Errors
+/// The first [`Violation`].
+///
+/// # Panics
+/// If the machine cannot be set up.
+pub fn run(scenario: Scenario, seed: u64) -> Result<SimOutcome, Violation> {
+    let machine = SimMachine::new(scenario.pages, seed);
+    let ranges = machine.ram().ram_ranges().to_vec();
+    let platform = SimPlatform(machine.clone());
+    let memory = Memory::new(platform, &ranges, &[]).expect("a machine with memory");
+    let all = abi::PfnRange::new(Pfn::ZERO, ranges.last().expect("RAM").end()).expect("ascending");
+    match scenario.store {
+        StoreKind::XArray => {
+            let free = memory.free_pages().get();
+            let rcu = Rcu::new();
+            let cache = SlabNodes::cache(&memory).expect("a node fits a slab");
+            let store = XArrayStore::new(&rcu, SlabNodes::new(&memory, &cache, Gfp::KERNEL), all);
+            let mut run = Run::new(scenario, seed, &machine, &memory, &store, Some(&cache));
+            let outcome = run.play()?;
+            drop(run);
+            store.trim();
+            cache.shrink(&memory);
+            leak_check(free, memory.free_pages().get())?;
+            Ok(outcome)
+        }
+        StoreKind::Bitmap => {
+            let free = memory.free_pages().get();
+            let mut words = vec![0; BitmapStore::<SimPlatform>::words_for(all).expect("small")];
+            let store = BitmapStore::new(memory.platform(), all, &mut words).expect("enough words");
+            let mut run = Run::new(scenario, seed, &machine, &memory, &store, None);
+            let outcome = run.play()?;
+            drop(run);
+            leak_check(free, memory.free_pages().get())?;
+            Ok(outcome)
+        }
+    }
+}
+
+fn leak_check(before: u64, after: u64) -> Result<(), Violation> {
+    if before == after { Ok(()) } else { Err(Violation::Leak(before, after)) }
+}
+
+type Driver<'m, S> = BalloonDriver<'m, SimPlatform, SimBus, S>;
+
+struct Run<'m, S> {
+    scenario: Scenario,
+    rng: StdRng,
+    machine: &'m SimMachine,
+    memory: &'m Memory<SimPlatform>,
+    store: &'m S,
+    cache: Option<&'m guest_mm::slab::KmemCache>,
+    host: Rc<RefCell<Host>>,
+    driver: Option<Driver<'m, S>>,
+    workload: Workload<'m, SimPlatform>,
+    wake: Wake,
+    /// Steps for which the device, one of its queues, or the guest stands still.
+    device_paused: u32,
+    queue_paused: [u32; 2],
+    guest_paused: u32,
+}
+
+impl<'m, S: PfnStore> Run<'m, S> {
+    fn new(
+        scenario: Scenario,
+        seed: u64,
+        machine: &'m std::sync::Arc<SimMachine>,
+        memory: &'m Memory<SimPlatform>,
+        store: &'m S,
+        cache: Option<&'m guest_mm::slab::KmemCache>,
+    ) -> Self {
+        let host = Rc::new(RefCell::new(Host::new(machine, scenario.deferred)));
+        let options = Options { max_order: scenario.max_order, ..Options::default() };
+        let driver = BalloonDriver::start(memory, store, SimBus(host.clone()), options);
+        let mut driver = driver.unwrap_or_else(|error| panic!("{error}"));
+        if let Some(mutant) = scenario.mutant {
+            driver.mutate(mutant);
+        }
+        machine.fail_one_in(scenario.faults_one_in);
+        Self {
+            scenario,
+            rng: StdRng::seed_from_u64(seed),
+            machine,
+            memory,
+            store,
+            cache,
+            host,
+            driver: Some(driver),
+            workload: Workload::new(memory),
+            wake: Wake::Now,
+            device_paused: 0,
+            queue_paused: [0; 2],
+            guest_paused: 0,
+        }
+    }
+
+    fn driver(&mut self) -> &mut Driver<'m, S> {
+        self.driver.as_mut().expect("the driver lives until the end of the run")
+    }
+
+    fn play(&mut self) -> Result<SimOutcome, Violation> {
+        for step in 0..self.scenario.steps {
+            self.step()?;
+            self.check(step % 50 == 0)?;
+        }
+        self.machine.fail_one_in(0);
+        (self.device_paused, self.queue_paused, self.guest_paused) = (0, [0; 2], 0);
+        self.workload.put_all_back();
+        // A driver that has given up for good reason starts anew, as after a module reload.
+        if self.driver().status().phase == BalloonPhase::Failed {
+            self.restart_driver();
+        }
+        let possible = self.memory.managed_pages().get() / 2;
+        for target in [possible, 77, possible / 3, 0] {
+            self.bring_to(target)?;
+            self.check(true)?;
+        }
+        self.workload.end()?;
+        let counters = self.driver().status().counters;
+        self.finish_driver();
+        Ok(SimOutcome {
+            driver: counters,
+            faults: self.machine.faults_struck(),
+            zero_pages_seen: self.workload.zero_pages_seen,
+        })
+    }
+
+    /// One move of somebody.
+    fn step(&mut self) -> Result<(), Violation> {
+        self.device_paused = self.device_paused.saturating_sub(1);
+        self.guest_paused = self.guest_paused.saturating_sub(1);
+        self.queue_paused = self.queue_paused.map(|steps| steps.saturating_sub(1));
+        match self.rng.random_range(0..100) {
+            0..30 => self.guest_moves(),
+            30..55 => self.device_moves(),
+            55..80 if self.guest_paused == 0 => self.workload.step(&mut self.rng)?,
+            80..86 if self.guest_paused == 0 && self.scenario.isolates => {
+                self.workload.isolate_or_put_back(self.store, &mut self.rng);
+            }
+            86..89 => self.retarget(),
+            89..92 => self.machine.advance(self.rng.random_range(0..20_000_000)),
+            92 if self.guest_paused == 0 => {
+                let driver = self.driver();
+                driver.interrupt();
+            }
+            93..95 if self.scenario.pauses => self.pause(),
+            95..97 if self.scenario.is_hostile => self.sabotage(),
+            97 if self.guest_paused == 0 => self.workload.verify()?,
+            _ => self.guest_moves(),
+        }
+        Ok(())
+    }
+
+    fn guest_moves(&mut self) {
+        if self.guest_paused > 0 {
+            return;
+        }
+        if self.rng.random_bool(0.6) && self.host.borrow_mut().take_interrupt() {
+            self.driver().interrupt();
+        }
+        self.wake = self.driver().poll();
+    }
+
+    fn device_moves(&mut self) {
+        if self.device_paused > 0 {
+            return;
+        }
+        let mut host = self.host.borrow_mut();
+        let paused = |queue: &u16| self.queue_paused[usize::from(*queue)] == 0;
+        let kicked: Vec<u16> = host.kicked().into_iter().filter(paused).collect();
+        match kicked.choose(&mut self.rng) {
+            Some(&queue) => host.serve(queue),
+            None => host.serve_pending(),
+        }
+    }
+
+    fn retarget(&mut self) {
+        let most = self.scenario.pages;
+        let target = match self.rng.random_range(0..6) {
+            0 => 0,
+            1 => most,
+            2 => self.rng.random_range(0..64),
+            _ => self.rng.random_range(0..most),
+        };
+        self.host.borrow_mut().set_target(target);
+    }
+
+    fn pause(&mut self) {
+        let steps = self.rng.random_range(1..60);
+        match self.rng.random_range(0..9) {
+            0 => self.silence(),
+            1..3 => self.device_paused = steps,
+            3..5 => self.guest_paused = steps,
+            5..7 => self.queue_paused[0] = steps,
+            _ => self.queue_paused[1] = steps,
+        }
+        if self.rng.random_bool(0.3) {
+            self.machine.advance(self.rng.random_range(0..3_000_000_000));
+        }
+    }
+
+    /// The device does not answer for many seconds, the guest looks now and then.
+    fn silence(&mut self) {
+        for _ in 0..self.rng.random_range(2..16) {
+            self.machine.advance(1_100_000_000);
+            self.guest_moves();
+        }
+    }
+
+    fn sabotage(&mut self) {
+        let queue = self.rng.random_range(0..2);
+        match self.rng.random_range(0..8) {
+            0..3 => {
+                let head = self.rng.random_range(256..100_000);
+                self.host.borrow_mut().forge_used(queue, head);
+            }
+            3..6 => self.host.borrow_mut().break_ring(queue),
+            6 if self.guest_paused == 0 => self.driver().rebind(),
+            _ if self.guest_paused == 0 && self.driver().status().phase == BalloonPhase::Failed => {
+                self.restart_driver();
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends a driver that has given up and starts another, if the old one has
+    /// taken all its pages back.
+    fn restart_driver(&mut self) {
+        let faults = self.scenario.faults_one_in;
+        self.machine.fail_one_in(0);
+        if self.store.blocks() == 0 {
+            self.finish_driver();
+            let options = Options { max_order: self.scenario.max_order, ..Options::default() };
+            let bus = SimBus(self.host.clone());
+            let driver = BalloonDriver::start(self.memory, self.store, bus, options);
+            self.driver = Some(driver.unwrap_or_else(|error| panic!("{error}")));
+        }
+        self.machine.fail_one_in(faults);
+    }
+
+    fn finish_driver(&mut self) {
+        let mut driver = self.driver.take().expect("the driver lives until here");
+        driver.unbind();
+        for _ in 0..MAX_SETTLE_STEPS {
+            match driver.poll() {
+                Wake::Now => {}
+                Wake::At(at) => self.machine.advance(at.saturating_sub(self.machine.now())),
+                Wake::OnInterrupt => break,
+            }
+        }
+        assert!(driver.finish().is_ok(), "pages stayed in the balloon after its end");
+    }
+
+    /// Lets everybody work until `target` is reached and all is quiet.
+    fn bring_to(&mut self, target: u64) -> Result<(), Violation> {
+        self.host.borrow_mut().set_target(target);
+        for _ in 0..MAX_SETTLE_STEPS {
+            if self.host.borrow_mut().take_interrupt() {
+                self.driver().interrupt();
+            }
+            let wake = self.driver().poll();
+            self.device_moves();
+            let (has_work, has_interrupt) = {
+                let host = self.host.borrow();
+                (host.has_work(), host.has_interrupt())
+            };
+            if has_work || has_interrupt || wake == Wake::Now {
+                continue;
+            }
+            if self.is_at(target) {
+                return self.workload.verify();
+            }
+            match wake {
+                Wake::At(at) => self.machine.advance(at.saturating_sub(self.machine.now())),
+                Wake::Now | Wake::OnInterrupt => break,
+            }
+        }
+        let actual = self.driver().status().actual.get();
+        let claimed = self.host.borrow().transport().device().claimed().get();
+        if self.driver().status().actual.get() == target {
+            return Err(Violation::Restless);
+        }
+        Err(Violation::TargetMissed(target, actual, claimed))
+    }
+
+    fn is_at(&mut self, target: u64) -> bool {
+        let status = self.driver().status();
+        let host = self.host.borrow();
+        let device = host.transport().device();
+        status.phase == BalloonPhase::Running
+            && status.inflating.is_zero()
+            && status.deflating.is_zero()
+            && [status.actual, device.actual(), device.claimed(), self.store.pages()]
+                .iter()
+                .all(|pages| pages.get() == target)
+    }
+
+    fn check(&mut self, with_census: bool) -> Result<(), Violation> {
+        if self.scenario.checks == Checks::ContentsOnly {
+            return Ok(());
+        }
+        let status = self.driver().status();
+        if status.counters.inconsistencies > 0 {
+            return Err(Violation::Inconsistent(status.counters.inconsistencies));
+        }
+        let claimed = self.host.borrow().transport().device().claimed().get();
+        let offline = self.store.pages().get();
+        // A page goes offline before the host hears of it, and stays so until after it has answered.
+        if status.phase == BalloonPhase::Running || status.phase == BalloonPhase::Degraded {
+            if claimed > offline {
+                return Err(Violation::ClaimedNotOffline(claimed, offline));
+            }
+            let running = self.host.borrow().transport().is_running();
+            if running && status.actual.get() > claimed {
+                return Err(Violation::SettledNotClaimed(status.actual.get(), claimed));
+            }
+        }
+        if with_census { self.census() } else { Ok(()) }
+    }
+
+    fn census(&mut self) -> Result<(), Violation> {
+        let status = self.driver().status();
+        let claim = BalloonClaim {
+            driver: DriverId::BALLOON,
+            store: self.store,
+            actual: status.actual,
+            in_flight: status.inflating.saturating_add(status.deflating),
+        };
+        let caches: Vec<_> = self.cache.into_iter().collect();
+        let scope = CensusScope { balloons: &[claim], caches: &caches };
+        let census = self.memory.census_of(&scope);
+        match census.discrepancies().iter().next() {
+            None => Ok(()),
+            Some(first) => {
+                Err(Violation::Census(format!("{first} (of {})", census.discrepancies().total())))
+            }
+        }
+    }
+}
