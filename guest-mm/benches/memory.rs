@@ -46,6 +46,16 @@ fn init() {
     });
 }
 
+/// The largest guest; the host has memory for its tables only.
+fn init_of_the_largest_guest() {
+    const PAGES: u64 = 16 << 20;
+    report("init of 64 GiB, ns/page (new host memory)", PAGES, || {
+        let platform = TestPlatform::new(&[range(PAGES - 40_000, 40_000)], 0);
+        let ram = [range(0, PAGES)];
+        timed(|| Memory::new(platform, &ram, &[]).map(|memory| memory.free_pages()).ok())
+    });
+}
+
 fn alloc_and_free() {
     for (order, count) in [(0, 4096u64), (3, 512), (5, 512), (9, 64), (10, 32)] {
         let order = Order::saturating(order);
@@ -131,6 +141,7 @@ fn census() {
 fn main() {
     println!("{:<44} {:>9} {:>9} {:>9}", "", "min", "median", "max");
     init();
+    init_of_the_largest_guest();
     alloc_and_free();
     balloon();
     slab();

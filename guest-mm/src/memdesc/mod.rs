@@ -14,6 +14,7 @@
 
 mod body;
 mod cell;
+mod codec;
 mod kind;
 mod order;
 mod table;

@@ -16,6 +16,8 @@ pub const PCP_ORDERS: [Order; 5] = [
     Order::PAGEBLOCK,
 ];
 
+const _: () = assert!(crate::platform::MAX_CPUS <= 4, "a PCP word has two bits for the CPU");
+
 /// Migratetypes with per-CPU lists; the others go straight to the zone.
 const PCP_TYPES: usize = 3;
 
