@@ -146,7 +146,7 @@ fn every_release_method_frees_the_same_whatever_the_kernel_takes() {
             assert_eq!(resident(&ram), 8 * MIB - 1000 * 4096, "{kind} {}", ram.release_method());
             let is_batched = !matches!(ram.method, Method::PerPiece);
             // A kernel that refuses the batch costs a call more for each piece.
-            assert!(done.calls == 1000 || (is_batched && [1, 2000].contains(&done.calls)));
+            assert!(done.calls == 1000 || (is_batched && [1, 1999].contains(&done.calls)));
         }
     }
 }
