@@ -22,6 +22,8 @@ const ROOM_POLL: Duration = Duration::from_millis(5);
 /// A connection idles once it has been silent this long: one that was accepted a moment ago may have
 /// sent a request that its task has not seen yet.
 const MIN_IDLE: Duration = Duration::from_millis(10);
+/// Readiness events taken from the kernel at once: few clients, and a smaller buffer.
+const EVENTS_PER_TICK: usize = 32;
 /// Stack of the control thread; its futures live on the heap.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -55,7 +57,10 @@ impl ControlServer {
         vm: VmHandle,
         limits: Limits,
     ) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_io_events_per_tick(EVENTS_PER_TICK)
+            .build()?;
         let listener = socket.listener()?;
         let (stop, stopped) = watch::channel(false);
         let thread = thread::Builder::new().name("control".into()).stack_size(STACK_BYTES).spawn(

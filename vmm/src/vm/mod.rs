@@ -120,7 +120,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// One malloc arena for all threads: each further one would cost private memory, and none of our
 /// threads allocates on a path where a lock matters.
-fn limit_malloc_arenas() {
+pub(crate) fn limit_malloc_arenas() {
     // SAFETY: sets a number; called before the VM's threads exist. On refusal the default stays.
     #[cfg(target_env = "gnu")]
     unsafe {
