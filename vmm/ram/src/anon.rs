@@ -13,10 +13,11 @@ pub(crate) struct Anon;
 
 /// Maps one area per length.
 pub(crate) fn map(lens: &[usize]) -> Result<(Box<dyn Backing>, Vec<Mapping>), HostRamError> {
+    let total = lens.iter().map(|&len| len as u64).sum();
     let mut mappings = Vec::with_capacity(lens.len());
     for &len in lens {
         let mapping = Mapping::new(len, Source::Anonymous).map_err(|source| HostRamError::Map {
-            bytes: len as u64,
+            bytes: total,
             backing: BackingKind::Anon,
             hint: "an address-space limit (ulimit -v), or strict accounting (vm.overcommit_memory=2)",
             source,

@@ -20,7 +20,7 @@ pub enum HostRamError {
     /// The host refused the mapping.
     #[error("The host refused to map {bytes} B of {backing} memory for guest RAM ({hint})")]
     Map {
-        /// Bytes of the mapping.
+        /// Bytes of guest RAM.
         bytes: u64,
         /// The backing.
         backing: BackingKind,

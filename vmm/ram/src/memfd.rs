@@ -36,7 +36,7 @@ pub(crate) fn map(lens: &[usize]) -> Result<(Box<dyn Backing>, Vec<Mapping>), Ho
     for &len in lens {
         let source = Source::SharedFile(&file, offset);
         let mapping = Mapping::new(len, source).map_err(|source| HostRamError::Map {
-            bytes: len as u64,
+            bytes: total,
             backing: BackingKind::Memfd,
             hint: "an address-space limit (ulimit -v), or strict accounting (vm.overcommit_memory=2)",
             source,
