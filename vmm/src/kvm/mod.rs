@@ -92,6 +92,9 @@ impl Host {
         if kind == KvmKind::Software {
             cpuid::withhold_unrunnable(cpuid.as_mut_slice());
         }
+        // Kept for the life of the VM: without the room that KVM did not fill.
+        let cpuid = CpuId::from_entries(cpuid.as_slice())
+            .map_err(|_| KvmError::TooManyEntries { what: "KVM_GET_SUPPORTED_CPUID" })?;
         Ok(Self { kvm, kind, cpuid })
     }
 

@@ -283,13 +283,12 @@ impl Worker {
         deadline: Option<Duration>,
     ) -> Result<OperationStatus, VmError> {
         let mut transport = self.window.lock();
-        let changed =
-            transport.device_mut().set_target(target).map_err(|error| VmError::TargetAboveRam {
-                target_bytes: error.requested.checked_bytes().unwrap_or(u64::MAX),
-                ram_bytes: error.max.bytes(),
-            })?;
+        let set = transport.device_mut().set_target(target);
+        set.map_err(|error| VmError::TargetAboveRam {
+            target_bytes: error.requested.checked_bytes().unwrap_or(u64::MAX),
+            ram_bytes: error.max.bytes(),
+        })?;
         // An equal target is announced too: a driver that ran out of memory tries again.
-        let _ = changed;
         transport.config_changed();
         drop(transport);
         let now = self.clock.now();

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -59,11 +59,11 @@ impl Stdio {
                 if terminal.is_some() {
                     eprintln!("aerostat: {QUIT_HINT}\r");
                 }
-                let stdin = duplicate(&io::stdin())?;
+                let stdin = duplicate(libc::STDIN_FILENO)?;
                 // A terminal that we are not in front of is not ours to read.
                 let usable = terminal.is_some() || !is_terminal(&stdin);
                 let input = usable.then(|| Input::new(stdin, terminal.is_some()));
-                (input, Output::new(duplicate(&io::stdout())?)?)
+                (input, Output::new(duplicate(libc::STDOUT_FILENO)?)?)
             }
         };
         Ok(Self {
@@ -154,9 +154,14 @@ impl Stdio {
     }
 }
 
-/// A file description shared with `stdio`, closed on exec.
-fn duplicate(stdio: &impl AsFd) -> io::Result<File> {
-    stdio.as_fd().try_clone_to_owned().map(File::from)
+/// Another descriptor of a standard stream, closed on exec.
+///
+/// Not through `std::io::stdin`, whose buffer would live as long as the process.
+fn duplicate(stream: RawFd) -> io::Result<File> {
+    // SAFETY: the borrow ends with this function, and nothing closes the standard streams meanwhile.
+    // If the process was started without one, the clone fails.
+    let stream = unsafe { BorrowedFd::borrow_raw(stream) };
+    stream.try_clone_to_owned().map(File::from)
 }
 
 fn is_terminal(file: &File) -> bool {
