@@ -6,7 +6,7 @@
 //! double free is seen at once, and an object keeps its contents while free.
 //!
 //! Debug builds put a red zone behind every object and fill freed objects with
-//! poison ([`guard`]).
+//! poison.
 //!
 //! Lock: one per cache ([`LockClass::Slab`]); frames are taken and given back
 //! outside it.
