@@ -26,10 +26,12 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
                 self.unclaim_group(group);
                 self.deflate_refused(now);
             }
-            self.kick(Direction::Deflate);
         }
         if self.counters.deflated_pages != before {
             self.counters.deflate_ns += self.now().saturating_sub(started);
+        }
+        if stage == Stage::Done {
+            self.kick(Direction::Deflate);
         }
         stage
     }

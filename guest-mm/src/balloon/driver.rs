@@ -293,16 +293,14 @@ impl<'m, P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'m, P, B, S> {
         if self.device.needs_reset() {
             return Err(());
         }
-        let requested = PageCount::new(u64::from(self.device.read_config32(CONFIG_NUM_PAGES)));
-        if requested != self.requested {
-            // A new target deserves a fresh attempt at once and with large blocks.
-            self.inflate_backoff.reset();
-            self.deflate_backoff.reset();
-            self.order_cap = self.max_order;
-        }
-        self.requested = requested;
+        // Whoever sets a target, even the same one again, wants an attempt now,
+        // and with large blocks.
+        self.inflate_backoff.reset();
+        self.deflate_backoff.reset();
+        self.order_cap = self.max_order;
+        self.requested = PageCount::new(u64::from(self.device.read_config32(CONFIG_NUM_PAGES)));
         // The device may ask for anything; more than there is cannot be given.
-        self.target = requested.min(self.frames.memory.managed_pages());
+        self.target = self.requested.min(self.frames.memory.managed_pages());
         Ok(())
     }
 

@@ -25,10 +25,12 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
                 self.undo(group);
                 self.queue_refused(now);
             }
-            self.kick(Direction::Inflate);
         }
         if self.counters.inflated_pages != before {
             self.counters.inflate_ns += self.now().saturating_sub(started);
+        }
+        if stage == Stage::Done {
+            self.kick(Direction::Inflate);
         }
         stage
     }

@@ -89,7 +89,8 @@ pub struct BalloonCounters {
     pub inflated_pages: u64,
     /// Blocks published for inflation.
     pub inflated_blocks: u64,
-    /// Nanoseconds spent reserving, allocating, marking, committing and publishing them.
+    /// Nanoseconds spent reserving, allocating, marking, committing and enqueuing
+    /// them, without the notification.
     pub inflate_ns: u64,
     /// Pages whose inflation was confirmed.
     pub settled_pages: u64,
@@ -97,7 +98,7 @@ pub struct BalloonCounters {
     pub settle_ns: u64,
     /// Pages published for deflation.
     pub deflated_pages: u64,
-    /// Nanoseconds spent claiming and publishing them.
+    /// Nanoseconds spent claiming and enqueuing them, without the notification.
     pub deflate_ns: u64,
     /// Pages freed after the host's answer.
     pub freed_pages: u64,

@@ -214,3 +214,20 @@ fn pages_that_become_free_are_taken_at_the_next_retry() {
         assert!(large > 0);
     });
 }
+
+#[test]
+fn the_same_target_set_again_is_an_attempt_at_once() {
+    with_rig(PAGES, Options::default(), |rig| {
+        let order = crate::memdesc::Order::MAX;
+        let kept = rig.memory.alloc_frozen(order, crate::buddy::Gfp::KERNEL).unwrap();
+        rig.set_target(u32::MAX);
+        rig.quiesce();
+        let before = rig.status().actual.get();
+        rig.memory.free_frozen(kept);
+        rig.quiesce();
+        assert_eq!(rig.status().actual.get(), before, "did not wait for its pause");
+        rig.set_target(u32::MAX);
+        rig.quiesce();
+        assert_eq!(rig.status().actual.get(), before + 1024);
+    });
+}
