@@ -56,7 +56,7 @@ impl Progress {
             return Self::Lines { last: Instant::now() };
         }
         let bar = ProgressBar::new(way(operation));
-        let style = ProgressStyle::with_template("{prefix} [{bar:40}] {msg}")
+        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {wide_msg}")
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style.progress_chars("=> "));
         let is_deflate = operation.target_bytes < operation.from_bytes;
@@ -69,8 +69,8 @@ impl Progress {
     fn show(&mut self, operation: &Operation) {
         match self {
             Self::Bar(bar) => {
-                bar.set_position(way(operation).saturating_sub(operation.deficit_bytes));
                 bar.set_message(message(operation));
+                bar.set_position(way(operation).saturating_sub(operation.deficit_bytes));
             }
             Self::Lines { last } if last.elapsed() >= LINE_EVERY => {
                 *last = Instant::now();

@@ -13,6 +13,7 @@ use aerostat_api::{Client, ClientError};
 
 use super::super::args::DemoOptions;
 use super::super::failure::Failure;
+use super::interrupt::remove_on_signal;
 use crate::exit_code;
 
 /// How long the guest may take until it is ready.
@@ -36,6 +37,7 @@ impl Child {
         let fail =
             |error: io::Error| Failure::other(format!("Cannot start the demo's VM: {error}"));
         let directory = Directory::make().map_err(fail)?;
+        remove_on_signal(directory.path().to_owned()).map_err(fail)?;
         let log = File::create(directory.log()).map_err(fail)?;
         let mut command = Command::new(env::current_exe().map_err(fail)?);
         command

@@ -4,6 +4,7 @@
 //! through its control socket like any other; every number is read from it.
 
 mod child;
+mod interrupt;
 mod report;
 
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ use super::args::DemoOptions;
 use super::failure::Failure;
 use super::{output, resize};
 use crate::exit_code;
+use crate::kvm::Host;
+use crate::vm::StartError;
 use child::Child;
 use report::{Report, Step};
 
@@ -28,6 +31,8 @@ const WANTED_PERCENT: f64 = 95.0;
 
 /// Runs the demo.
 pub(super) fn demo(options: &DemoOptions) -> Result<u8, Failure> {
+    // A host without KVM says so itself and not through a process that failed.
+    drop(Host::open(1).map_err(StartError::from)?);
     let began = Instant::now();
     let child = Child::start(options)?;
     let client = child.client();
