@@ -6,7 +6,7 @@ use abi::{PageCount, Pfn, PfnRange};
 
 use super::Memory;
 use crate::buddy::Gfp;
-use crate::memdesc::{Block, BlockKind, Order, TransitionError, Word};
+use crate::memdesc::{Block, BlockKind, Order, State, TransitionError, Word};
 use crate::platform::Platform;
 
 /// A block that the holder owns: nobody else may touch, free or move it.
@@ -137,9 +137,7 @@ impl<P: Platform> Memory<P> {
         let frozen = Block::new(BlockKind::Frozen, frames.order).encode();
         let new = Block::new(kind, frames.order).encode();
         if kind == BlockKind::Report || kind == BlockKind::Reserved || kind == BlockKind::Empty {
-            let from = crate::memdesc::State::held(frames.kind.kind());
-            let to = crate::memdesc::State::held(kind.kind());
-            return Err(TransitionError::Illegal { from, to });
+            return Err(refusal(frames.kind, kind));
         }
         if old != frozen {
             self.transition(frames.head, old, frozen)?;
@@ -163,6 +161,10 @@ impl<P: Platform> Memory<P> {
         let Some(half) = frames.order.down() else {
             return Err(SplitError { block: frames, cause: None });
         };
+        if frames.kind != BlockKind::Frozen {
+            let cause = Some(refusal(frames.kind, BlockKind::Frozen));
+            return Err(SplitError { block: frames, cause });
+        }
         let lower = FrozenFrames::own(frames.head, half, frames.reported);
         let upper = FrozenFrames::own(upper_half(frames.head, half), half, frames.reported);
         match self
@@ -239,6 +241,11 @@ impl<P: Platform> Memory<P> {
         }
         left
     }
+}
+
+/// A step that blocks of these kinds must not take.
+const fn refusal(from: BlockKind, to: BlockKind) -> TransitionError {
+    TransitionError::Illegal { from: State::held(from.kind()), to: State::held(to.kind()) }
 }
 
 /// First frame of a block's upper half.

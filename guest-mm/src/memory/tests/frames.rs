@@ -106,6 +106,9 @@ fn a_typed_block_shows_in_the_census_and_is_freed_as_any_other() {
     memory.retype(&mut frames, BlockKind::Driver).unwrap();
     memory.retype(&mut frames, BlockKind::Vmalloc).unwrap();
     assert_eq!(memory.census().pages(Kind::Vmalloc).get(), 2);
+    let refused = memory.split_frozen(frames).unwrap_err();
+    assert!(matches!(refused.cause, Some(TransitionError::Illegal { .. })));
+    let mut frames = refused.block;
     for kind in [BlockKind::Reserved, BlockKind::Report, BlockKind::Empty] {
         let refused = memory.retype(&mut frames, kind);
         assert!(matches!(refused, Err(TransitionError::Illegal { .. })), "{kind:?}");
