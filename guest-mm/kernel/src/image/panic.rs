@@ -3,7 +3,6 @@
 //! Addresses are printed raw: the embedded ELF carries line tables
 //! (`addr2line -e FILE ADDRESS`).
 
-use core::arch::asm;
 use core::fmt::Write;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -30,14 +29,11 @@ fn begin() {
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     begin();
-    let (rsp, rbp): (u64, u64);
-    // SAFETY: reads two registers.
-    unsafe {
-        asm!("mov {}, rsp", "mov {}, rbp", out(reg) rsp, out(reg) rbp, options(nomem, nostack))
-    };
+    let frame = TrapFrame::here();
     // Writing to the serial port cannot fail.
-    _ = write!(Serial, "\n{info}\nrsp={rsp:016x} rbp={rbp:016x}\n");
-    backtrace(None, rbp);
+    _ = write!(Serial, "\nguest {info}\n");
+    registers(&frame);
+    backtrace(None, frame.rbp);
     power::panicked()
 }
 

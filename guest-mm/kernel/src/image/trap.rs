@@ -1,5 +1,6 @@
 //! What ring 3 does with a reflected trap.
 
+use core::arch::asm;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
@@ -19,7 +20,7 @@ pub(super) mod exception {
 }
 
 /// The interrupted code, as the landing pushed it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct TrapFrame {
     /// General registers.
@@ -51,8 +52,44 @@ pub(super) struct TrapFrame {
     pub(super) ss: u64,
 }
 
+impl TrapFrame {
+    /// The registers of the caller, as if it had trapped here.
+    #[inline(always)]
+    pub(super) fn here() -> Self {
+        let mut frame = Self::default();
+        // SAFETY: stores every register into its field of `frame`, whose address is in one of them.
+        unsafe {
+            asm!(
+                "mov [{0}], r15", "mov [{0} + 8], r14", "mov [{0} + 16], r13", "mov [{0} + 24], r12",
+                "mov [{0} + 32], r11", "mov [{0} + 40], r10", "mov [{0} + 48], r9", "mov [{0} + 56], r8",
+                "mov [{0} + 64], rdi", "mov [{0} + 72], rsi", "mov [{0} + 80], rbp", "mov [{0} + 88], rbx",
+                "mov [{0} + 96], rdx", "mov [{0} + 104], rcx", "mov [{0} + 120], rax",
+                "mov [{0} + 168], rsp", "lea {1}, [rip]", "mov [{0} + 144], {1}",
+                "pushfq", "pop {1}", "mov [{0} + 160], {1}",
+                in(reg) &raw mut frame,
+                out(reg) _,
+            );
+        }
+        (frame.cs, frame.ss) = (USER_CS, USER_SS);
+        frame
+    }
+}
+
+const _: () = {
+    assert!(
+        core::mem::offset_of!(TrapFrame, rbp) == 80 && core::mem::offset_of!(TrapFrame, rax) == 120
+    );
+    assert!(
+        core::mem::offset_of!(TrapFrame, rip) == 144
+            && core::mem::offset_of!(TrapFrame, rflags) == 160
+    );
+    assert!(core::mem::offset_of!(TrapFrame, rsp) == 168);
+};
+
 /// Code segment of ring 3.
 const USER_CS: u64 = 0x33;
+/// Stack segment of ring 3.
+const USER_SS: u64 = 0x2b;
 
 /// Handler of page faults: returns whether it has mended the mapping.
 pub(super) type PageFaultHandler = fn(&TrapFrame) -> bool;

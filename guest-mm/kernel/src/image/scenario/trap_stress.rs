@@ -34,7 +34,7 @@ const IPI_VECTOR: u8 = FIRST_VECTOR + 15;
 /// Timer ticks come this far apart.
 const TICK_NS: u64 = 200_000;
 /// An interrupt that takes longer is lost.
-const LOST_NS: u64 = 2_000_000_000;
+const LOST_NS: u64 = 5_000_000_000;
 /// The halt phase is this part of the whole, so that both get their share.
 const HALT_SHARE: u64 = 4;
 /// Distinct quads of a round: see `trap_stress.S`.
@@ -311,7 +311,7 @@ impl<S: PfnStore> Kernel<'_, S> {
     /// window in which a missing check would lose a wake-up; the host sees that as an acknowledgement that is late.
     fn halt(&mut self, duration_ns: u64, findings: &mut Findings) {
         /// Ends the phase when no host sends; longer than the host's patience, so that it never hides a loss.
-        const GUARD_NS: u64 = 3_000_000_000;
+        const GUARD_NS: u64 = 10_000_000_000;
         let start = time::now_ns();
         set_phase(page::PHASE_HALT);
         timer::arm(GUARD_NS.min(duration_ns));
