@@ -222,7 +222,7 @@ impl Flooder<'_> {
         for _ in 0..self.random() % 2000 {
             std::hint::spin_loop();
         }
-        if self.random() % 8 == 0 {
+        if self.random().is_multiple_of(8) {
             thread::sleep(Duration::from_micros(100));
         }
         self.send(1);
@@ -332,7 +332,7 @@ fn mutant(name: &str) -> Kernel {
     let triple = "x86_64-unknown-linux-gnu";
     let mut build = Command::new(cargo);
     build
-        .current_dir(&root)
+        .current_dir(root)
         .args(["build", "--package", "guest-kernel", "--bin", "guest-kernel", "--profile", "guest"])
         .args(["--target", triple, "--target-dir"])
         .arg(&target_dir)
