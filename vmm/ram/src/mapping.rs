@@ -19,8 +19,8 @@ pub(crate) const fn to_usize(bytes: u64) -> usize {
 
 /// A range of addresses in this process: what a release call takes.
 ///
-/// It proves nothing about what is mapped there; [`Mapping::slice`] makes
-/// those that lie inside guest RAM.
+/// It proves nothing about what is mapped there; this crate makes only those
+/// that lie inside guest RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostRange {
     /// First byte.
