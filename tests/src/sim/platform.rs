@@ -2,8 +2,8 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use abi::{PageCount, Pfn, PfnRange};
 use devices::clock::Clock;
@@ -21,6 +21,8 @@ pub struct SimMachine {
     /// First byte of each range of RAM in this process.
     mappings: Vec<(PfnRange, NonNull<u8>)>,
     now_ns: AtomicU64,
+    /// Since when real time passes; virtual time if never.
+    real_since: OnceLock<Instant>,
     /// One allocation, reservation or addition in so many fails; 0 = none.
     faults_one_in: AtomicU64,
     faults_struck: AtomicU64,
@@ -55,6 +57,7 @@ impl SimMachine {
             ram,
             mappings,
             now_ns: AtomicU64::new(0),
+            real_since: OnceLock::new(),
             faults_one_in: AtomicU64::new(0),
             faults_struck: AtomicU64::new(0),
             faults_rng: Mutex::new(StdRng::seed_from_u64(seed ^ 0xfa17)),
@@ -73,9 +76,17 @@ impl SimMachine {
         self.now_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
-    /// Virtual time.
+    /// Lets real time pass instead of virtual time, from now on: for measurements.
+    pub fn use_real_time(&self) {
+        self.real_since.get_or_init(Instant::now);
+    }
+
+    /// The machine's time.
     pub fn now(&self) -> u64 {
-        self.now_ns.load(Ordering::Relaxed)
+        match self.real_since.get() {
+            None => self.now_ns.load(Ordering::Relaxed),
+            Some(since) => u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        }
     }
 
     /// Makes one step in `one_in` fail at every fault site; 0 ends it.
