@@ -35,21 +35,31 @@ pub struct XArrayStore<'d, A: NodeAlloc> {
     range: PfnRange,
     /// Nodes that one commit may need at most.
     per_block: usize,
-    spare: SpinLock<FreshNodes>,
+    spare: SpinLock<Spare>,
     /// Changed under the array's lock only.
     pages: AtomicU64,
     blocks: AtomicU64,
+}
+
+/// Nodes that wait in the store.
+#[derive(Debug)]
+struct Spare {
+    /// What reservations left, for the next one; [`XArrayStore::per_block`] at most.
+    for_block: FreshNodes,
+    /// [`KEPT_FOR_SPLIT`] nodes from the first reservation on.
+    for_split: FreshNodes,
 }
 
 impl<'d, A: NodeAlloc> XArrayStore<'d, A> {
     /// An empty store for blocks inside `range`.
     pub fn new(rcu: &'d Rcu, alloc: A, range: PfnRange) -> Self {
         let last = range.end().number().saturating_sub(1);
+        let spare = Spare { for_block: FreshNodes::new(), for_split: FreshNodes::new() };
         Self {
             array: XArray::new(rcu, alloc),
             range,
             per_block: Edit::nodes_for_any_store(last),
-            spare: SpinLock::new(LockClass::XArray, FreshNodes::new()),
+            spare: SpinLock::new(LockClass::XArray, spare),
             pages: AtomicU64::new(0),
             blocks: AtomicU64::new(0),
         }
@@ -63,7 +73,10 @@ impl<'d, A: NodeAlloc> XArrayStore<'d, A> {
     /// Frees the spare nodes and those whose readers have left.
     pub fn trim(&self) {
         let mut reserve = self.empty_reserve();
-        self.with_spare(|spare| reserve.take_from(spare, usize::MAX));
+        self.with_spare(|spare| {
+            reserve.take_from(&mut spare.for_block, usize::MAX);
+            reserve.take_from(&mut spare.for_split, usize::MAX);
+        });
         drop(reserve);
         self.array.reclaim();
     }
@@ -72,14 +85,16 @@ impl<'d, A: NodeAlloc> XArrayStore<'d, A> {
         NodeReserve::new(self.array.node_alloc())
     }
 
-    fn with_spare<R>(&self, op: impl FnOnce(&mut FreshNodes) -> R) -> R {
+    fn with_spare<R>(&self, op: impl FnOnce(&mut Spare) -> R) -> R {
         op(&mut self.spare.lock(self.array.node_alloc().platform()))
     }
 
-    /// Keeps what a reservation left, up to what the next one needs.
+    /// Keeps what a reservation left; the rest of `reserve` is freed with it.
     fn keep_spare(&self, reserve: &mut NodeReserve<'_, A>) {
-        let wanted = self.per_block + KEPT_FOR_SPLIT;
-        self.with_spare(|spare| reserve.give_to(spare, wanted));
+        self.with_spare(|spare| {
+            reserve.give_to(&mut spare.for_split, KEPT_FOR_SPLIT);
+            reserve.give_to(&mut spare.for_block, self.per_block);
+        });
     }
 
     /// Runs a change that takes no node.
@@ -117,13 +132,12 @@ impl<A: NodeAlloc> PfnStore for XArrayStore<'_, A> {
     fn reserve(&self) -> Result<XArrayReservation<'_, A>, NoMemory> {
         let mut nodes = self.empty_reserve();
         let to_keep = self.with_spare(|spare| {
-            let usable = spare.len().saturating_sub(KEPT_FOR_SPLIT);
-            nodes.take_from(spare, self.per_block.min(usable));
-            KEPT_FOR_SPLIT.saturating_sub(spare.len())
+            nodes.take_from(&mut spare.for_block, self.per_block);
+            KEPT_FOR_SPLIT - spare.for_split.len()
         });
         nodes.fill(self.per_block + to_keep).map_err(|_| NoMemory)?;
         if to_keep > 0 {
-            self.with_spare(|spare| nodes.give_to(spare, to_keep));
+            self.with_spare(|spare| nodes.give_to(&mut spare.for_split, KEPT_FOR_SPLIT));
         }
         Ok(XArrayReservation { store: self, nodes })
     }
@@ -143,7 +157,10 @@ impl<A: NodeAlloc> PfnStore for XArrayStore<'_, A> {
             SplitShape::Isolate => Edit::nodes_for_isolate(block.order(), order),
         };
         let mut nodes = self.empty_reserve();
-        self.with_spare(|spare| nodes.take_from(spare, wanted));
+        self.with_spare(|spare| {
+            nodes.take_from(&mut spare.for_split, wanted);
+            nodes.take_from(&mut spare.for_block, wanted);
+        });
         if nodes.fill(wanted).is_err() {
             self.keep_spare(&mut nodes);
             return Err(SplitError::NoMemory);
@@ -197,7 +214,7 @@ impl<A: NodeAlloc> PfnStore for XArrayStore<'_, A> {
     }
 
     fn bytes_used(&self) -> usize {
-        let spare = self.with_spare(|spare| spare.len());
+        let spare = self.with_spare(|spare| spare.for_block.len() + spare.for_split.len());
         self.array.usage().bytes() + spare * size_of::<crate::xarray::Node>()
     }
 }

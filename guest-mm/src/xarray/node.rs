@@ -296,6 +296,10 @@ impl<'a, A: NodeAlloc> NodeReserve<'a, A> {
 }
 
 fn move_nodes(from: &mut FreshNodes, to: &mut FreshNodes, until: usize) {
+    if to.len == 0 && from.len <= until {
+        // The whole list: the usual case of a store's spare nodes.
+        core::mem::swap(from, to);
+    }
     while to.len < until {
         let Some(node) = from.pop() else { return };
         // SAFETY: it was on a list under the same promise.
