@@ -249,7 +249,8 @@ impl<'w> Edit<'w> {
         let (count, values) = usage(node, first, len);
         let new_values = if entry.is_value() { len } else { 0 };
         node.set_counts(node.count() - count + len, node.values() - values + new_values);
-        // The entry before its siblings; see the orderings in `tree`.
+        // Free bits before slots, the entry before its siblings: see `tree`.
+        node.set_free(node.free() & !range);
         #[cfg(loom)]
         if super::Mutant::SiblingsFirst.is_active() {
             (first + 1..first + len).for_each(|i| node.set_slot(i, RawEntry::sibling_of(first)));
@@ -261,7 +262,6 @@ impl<'w> Edit<'w> {
                 self.retire_subtree(child);
             }
         }
-        node.set_free(node.free() & !range);
         self.sync_up(node);
         old
     }

@@ -135,12 +135,13 @@ impl Node {
         self.marks(mark) & bit(slot) != 0
     }
 
+    /// Acquire pairs with the Release in [`Self::set_free`]: see `tree`.
     pub(super) fn free(&self) -> u64 {
-        self.free.load(Ordering::Relaxed)
+        self.free.load(Ordering::Acquire)
     }
 
     pub(super) fn set_free(&self, bits: u64) {
-        self.free.store(bits, Ordering::Relaxed);
+        self.free.store(bits, Ordering::Release);
     }
 
     /// First slot and length of the entry that covers `slot`; `(slot, 1)` for an

@@ -18,6 +18,10 @@
 //! one that splits an entry stores the last slot first. So a reader that goes
 //! from a sibling to the entry and finds both words unchanged afterwards has
 //! read an entry that covered its index.
+//!
+//! A free bit is cleared before its slot is stored and set after its slot is
+//! emptied (Release, loaded with Acquire), so a search that skips free slots
+//! never misses an entry that the same reader has seen, nor finds one it has seen gone.
 
 use core::ptr::{self, NonNull};
 
@@ -349,11 +353,14 @@ fn next_slot(node: &Node, index: u64, slot: usize, filter: Filter) -> Option<u64
         SLOTS => 0,
         next => u64::MAX << next,
     };
-    let skip = match filter {
-        Filter::All | Filter::Used => slot + 1,
+    let candidates = match filter {
+        // Without children every slot in use is one that is not free.
+        Filter::All | Filter::Used if shift == 0 => !node.free(),
+        Filter::All | Filter::Used => u64::MAX,
         // Only first slots and children carry marks.
-        Filter::Marked(mark) => (node.marks(mark) & above).trailing_zeros() as usize,
+        Filter::Marked(mark) => node.marks(mark),
     };
+    let skip = (candidates & above).trailing_zeros() as usize;
     let slots = (index >> shift) - slot as u64;
     let next = slots.checked_add(skip.min(SLOTS) as u64)?;
     if next > u64::MAX >> shift { None } else { Some(next << shift) }
@@ -380,12 +387,30 @@ fn step_down<'g>(pin: Pin<'g>, mut node: &'g Node, mut index: u64, filter: Filte
                 return Step::Hit(hit);
             }
         }
-        let Some(below) = (index >> shift << shift).checked_sub(1) else { return Step::End };
+        let Some(below) = prev_slot(node, index, slot, filter) else { return Step::End };
         index = below;
-        if slot == 0 {
+        if slot_of_is_first(index.wrapping_add(1), shift) {
             return Step::Continue(index);
         }
     }
+}
+
+/// The last index of the next slot below worth a look; the one below the node if
+/// there is none; `None` past index 0.
+fn prev_slot(node: &Node, index: u64, slot: usize, filter: Filter) -> Option<u64> {
+    let shift = node.shift();
+    let candidates = match filter {
+        Filter::All | Filter::Used if shift == 0 => !node.free(),
+        Filter::All | Filter::Used => u64::MAX,
+        // A first slot with the mark may lie anywhere below its last sibling.
+        Filter::Marked(_) => u64::MAX,
+    };
+    let below = candidates & low_mask(u32::try_from(slot).unwrap_or(0));
+    // Slots to go up from the node's first; 0 leaves the node.
+    let keep = u64::MAX.count_ones() - below.leading_zeros();
+    let slots = (index >> shift) - slot as u64 + u64::from(keep);
+    // `slots << shift` may be 2^64: the index below it is meant.
+    slots.checked_sub(1).map(|slot| slot << shift | low_mask(shift))
 }
 
 /// The hit for `entry`, read at `slot`; `None` if the slot has changed since.
