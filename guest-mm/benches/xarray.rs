@@ -140,7 +140,9 @@ fn stores(criterion: &mut Criterion, name: &str, keys: &[u64]) {
         b.iter_batched(
             || array(&rcu),
             |array| {
-                keys.iter().for_each(|&key| drop(black_box(array.store(key, value(key)))));
+                for &key in keys {
+                    black_box(array.store(key, value(key)).unwrap());
+                }
                 array
             },
             BatchSize::LargeInput,
@@ -150,7 +152,9 @@ fn stores(criterion: &mut Criterion, name: &str, keys: &[u64]) {
         b.iter_batched(
             BTreeMap::new,
             |mut map| {
-                keys.iter().for_each(|&key| drop(black_box(map.insert(key, key))));
+                for &key in keys {
+                    black_box(map.insert(key, key));
+                }
                 map
             },
             BatchSize::LargeInput,
@@ -160,7 +164,9 @@ fn stores(criterion: &mut Criterion, name: &str, keys: &[u64]) {
         b.iter_batched(
             HashMap::new,
             |mut map| {
-                keys.iter().for_each(|&key| drop(black_box(map.insert(key, key))));
+                for &key in keys {
+                    black_box(map.insert(key, key));
+                }
                 map
             },
             BatchSize::LargeInput,
