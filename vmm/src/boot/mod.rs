@@ -3,7 +3,7 @@
 //! A kernel is an ELF file with a PVH note; it gets a start info with a memory
 //! map and a command line. Source: Xen's "x86/HVM direct boot ABI".
 //!
-//! [`elf::check`] reads the file as hostile input and says with values what is
+//! `elf::check` reads the file as hostile input and says with values what is
 //! wrong with it; only then linux-loader copies it.
 
 pub mod cmdline;

@@ -3,7 +3,7 @@
 //! [`Host::open`] checks everything that can be checked before a VM exists, so
 //! that a missing piece is named in one line instead of failing some ioctl later.
 
-pub mod cpuid;
+mod cpuid;
 pub(crate) mod machine;
 mod regs;
 

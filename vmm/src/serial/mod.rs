@@ -1,9 +1,9 @@
 //! The serial console: a 16550 on COM1 between the guest and two files of the host.
 //!
 //! A vCPU must never wait for a terminal. So its bytes go into a bounded
-//! [`OutputQueue`]; the event loop empties that into the output file without
-//! blocking ([`Output`]). When the queue is full, bytes are dropped and counted.
-//! Input flows the other way only as fast as the guest reads it ([`Input`]).
+//! `OutputQueue`; the event loop empties that into the output file without
+//! blocking (`Output`). When the queue is full, bytes are dropped and counted.
+//! Input flows the other way only as fast as the guest reads it (`Input`).
 //!
 //! Lock order: UART, then output queue. Neither is held across a system call
 //! that can block.
