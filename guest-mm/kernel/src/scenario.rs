@@ -39,6 +39,8 @@ pub enum Call {
         /// How long.
         seconds: u32,
     },
+    /// Tries what ring 3 may not do with the nucleus' pages.
+    Protection,
     /// Computes without serving any device.
     Spin {
         /// How long.
@@ -52,6 +54,8 @@ pub enum Call {
     Panic,
     /// Reads where nothing is mapped.
     Fault,
+    /// Interrupts itself by an NMI.
+    Nmi,
     /// Takes the page tables away.
     TripleFault,
 }
@@ -96,11 +100,13 @@ pub const NAMES: &[&str] = &[
     "census",
     "balloon",
     "trap-stress",
+    "protection",
     "spin",
     "poweroff",
     "reset",
     "panic",
     "fault",
+    "nmi",
     "triple-fault",
 ];
 
@@ -129,6 +135,7 @@ impl Call {
                 let seconds = seconds(args).ok_or(BadCall::Usage("trap-stress SECONDS"))?;
                 Ok(Self::TrapStress { seconds })
             }
+            "protection" => alone(Self::Protection, "protection"),
             "spin" => {
                 let seconds = seconds(args).ok_or(BadCall::Usage("spin SECONDS"))?;
                 Ok(Self::Spin { seconds })
@@ -137,6 +144,7 @@ impl Call {
             "reset" => alone(Self::Reset, "reset"),
             "panic" => alone(Self::Panic, "panic"),
             "fault" => alone(Self::Fault, "fault"),
+            "nmi" => alone(Self::Nmi, "nmi"),
             "triple-fault" => alone(Self::TripleFault, "triple-fault"),
             _ => Err(BadCall::NoSuchScenario),
         }

@@ -12,6 +12,8 @@ mod register {
     pub(super) const SPURIOUS: u64 = 0xf0;
     /// Interrupt command, low half.
     pub(super) const COMMAND: u64 = 0x300;
+    /// Interrupt command, high half: who is interrupted.
+    pub(super) const COMMAND_HIGH: u64 = 0x310;
     /// Local vector table, LINT0: where an 8259 is wired.
     pub(super) const LVT_LINT0: u64 = 0x350;
     /// Local vector table, timer.
@@ -85,6 +87,14 @@ pub(super) fn send_to_self(vector: u8) {
     const TO_SELF: u32 = 1 << 18;
     const ASSERT: u32 = 1 << 14;
     write(register::COMMAND, TO_SELF | ASSERT | u32::from(vector));
+}
+
+/// Sends this CPU an NMI: by its id, since the shorthand is for vectors only.
+pub(super) fn send_nmi_to_self() {
+    const NMI: u32 = 4 << 8;
+    const ASSERT: u32 = 1 << 14;
+    write(register::COMMAND_HIGH, id() << 24);
+    write(register::COMMAND, ASSERT | NMI);
 }
 
 /// Ends the interrupt in service.

@@ -95,7 +95,7 @@ nucleus_start_high:
     iretq
 
 # A trap that the nucleus cannot hand to ring 3: report it and end. On the stack: vector error rip cs rflags rsp ss.
-# Never silent: COM1, then pvpanic, then the reset line, then a halt that nothing ends.
+# Never silent: COM1, then pvpanic, then the reset line, then a triple fault.
 nucleus_fatal:
     cld
     movl $0x3f8, %edx
@@ -130,9 +130,10 @@ nucleus_fatal:
     outb %al, %dx
     movb $0xfe, %al
     outb %al, $0x64
-5:  cli
-    hlt
-    jmp 5b
+    pushq $0                                # no reset line (QEMU microvm): no IDT either, so the CPU shuts down
+    pushq $0
+    lidt (%rsp)
+    ud2
 8:  .asciz "\nnucleus: fatal trap: cr2 vector error rip cs rflags rsp ss ="
 9:  .ascii "0123456789abcdef"
 

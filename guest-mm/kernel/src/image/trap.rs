@@ -91,8 +91,8 @@ const USER_CS: u64 = 0x33;
 /// Stack segment of ring 3.
 const USER_SS: u64 = 0x2b;
 
-/// Handler of page faults: returns whether it has mended the mapping.
-pub(super) type PageFaultHandler = fn(&TrapFrame) -> bool;
+/// Handler of page faults: returns whether it has mended the mapping, or changed where to go on.
+pub(super) type PageFaultHandler = fn(&mut TrapFrame) -> bool;
 
 /// The installed [`PageFaultHandler`]; null: none.
 static PAGE_FAULT_HANDLER: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());

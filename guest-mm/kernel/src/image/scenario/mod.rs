@@ -3,6 +3,7 @@
 mod balloon;
 mod census;
 mod ends;
+mod protection;
 mod touch;
 mod trap_stress;
 mod verify;
@@ -22,11 +23,13 @@ impl<S: PfnStore> Kernel<'_, S> {
             Call::Census => self.census(),
             Call::Balloon => self.print_balloon(),
             Call::TrapStress { seconds } => self.trap_stress(seconds),
+            Call::Protection => self.protection(),
             Call::Spin { seconds } => spin(seconds),
             Call::PowerOff => power::off(),
             Call::Reset => power::reset(),
             Call::Panic => ends::panic(),
             Call::Fault => ends::fault(),
+            Call::Nmi => ends::nmi(),
             Call::TripleFault => power::triple_fault(),
         }
     }

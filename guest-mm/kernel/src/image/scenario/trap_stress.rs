@@ -142,7 +142,7 @@ fn on_interrupt(vector: u8) {
     }
 }
 
-fn on_page_fault(frame: &TrapFrame) -> bool {
+fn on_page_fault(frame: &mut TrapFrame) -> bool {
     trash();
     let depth = SHARED.depth.fetch_add(1, Ordering::Relaxed) + 1;
     SHARED.deepest.fetch_max(depth, Ordering::Relaxed);

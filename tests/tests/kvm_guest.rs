@@ -1,0 +1,66 @@
+//! What the embedded guest promises of itself, on a real KVM.
+
+use std::process::Stdio;
+
+use aerostat_api::guest::ExecRequest;
+use system_tests::binary::aerostat;
+use system_tests::kvm::kvm_or_skip;
+use system_tests::vm::{TestVm, scaled};
+
+/// Exit code of `aerostat run` when the guest panicked.
+const GUEST_PANICKED: i32 = 4;
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn ring_3_can_neither_read_nor_write_what_is_the_nucleus_own() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let vm = TestVm::start(64 * MIB, &[]);
+    let lines = vm.exec_ok("protection", &[]);
+    assert!(lines.iter().any(|line| line.ends_with("places tried, 0 wrong")), "{lines:?}");
+}
+
+#[test]
+fn an_nmi_is_reported_by_the_nucleus_and_ends_the_guest() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let mut vm = TestVm::start(64 * MIB, &[]);
+    let request = ExecRequest { scenario: "nmi".to_owned(), args: Vec::new() };
+    // The stream breaks off with the guest.
+    let events = vm.client().exec(&request).map_or(0, Iterator::count);
+    let status = vm.wait();
+    let output = vm.output();
+    assert_eq!(status.code(), Some(GUEST_PANICKED), "{events} events, {output}");
+    let report = output.lines().find(|line| line.starts_with("nucleus: fatal trap"));
+    let values = report.and_then(|line| line.split_once("= ")).expect("a report").1;
+    assert_eq!(values.split(' ').nth(1), Some("0000000000000002"), "not an NMI: {output}");
+}
+
+/// Below, at and above the gap for devices, and sizes that end in the middle of everything.
+#[test]
+fn guests_of_odd_sizes_boot_and_their_books_agree() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let small = [8 * MIB, 16 * MIB, 65 * MIB + 4096];
+    let large = scaled(&[3072 * MIB, 3072 * MIB + 4096, 5120 * MIB][..], &[]);
+    for bytes in small.iter().chain(large) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let output = aerostat()
+            .args(["run", "--memory", &bytes.to_string()])
+            .args(["--cmdline", "exec=touch,4M exec=census exec=verify exec=poweroff"])
+            .arg("--api-sock")
+            .arg(dir.path().join("vm.sock"))
+            .stdin(Stdio::null())
+            .output()
+            .expect("the aerostat binary starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{bytes}: {text}");
+        let total = format!("total {} pages", bytes / 4096);
+        for expected in [&total, "touch,4M: exit 0", "census: exit 0", "verify: exit 0"] {
+            assert!(text.contains(expected), "{bytes}: no `{expected}` in\n{text}");
+        }
+    }
+}
