@@ -39,14 +39,16 @@ pub mod event {
     pub const PORT_NAME: u16 = 7;
 }
 
-/// Receive queue index of port `port`.
+/// Receive queue index of port `port` (§5.3.2).
+///
+/// A port above 32,766, which has no queues, gives 65,535, which no console has.
 pub const fn receive_queue(port: u16) -> u16 {
-    if port == 0 { 0 } else { 2 * port + 2 }
+    if port == 0 { 0 } else { port.saturating_mul(2).saturating_add(2) }
 }
 
-/// Transmit queue index of port `port`.
+/// Transmit queue index of port `port` (§5.3.2), with the same end as [`receive_queue`].
 pub const fn transmit_queue(port: u16) -> u16 {
-    receive_queue(port) + 1
+    receive_queue(port).saturating_add(1)
 }
 
 /// Index of the control receive queue (device to driver).
@@ -56,3 +58,22 @@ pub const CONTROL_TRANSMIT_QUEUE: u16 = 3;
 
 /// Name of the agent port: line-delimited JSON, see `docs/agent-protocol.md`.
 pub const AGENT_PORT_NAME: &str = "org.aerostat.agent";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// §5.3.2: 0 and 1, two for control, then a pair for each further port.
+    #[test]
+    fn ports_have_the_specified_queues() {
+        for (port, receive, transmit) in [(0, 0, 1), (1, 4, 5), (2, 6, 7), (32_766, 65_534, 65_535)]
+        {
+            assert_eq!((receive_queue(port), transmit_queue(port)), (receive, transmit));
+        }
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_has_no_queue_of_another() {
+        assert_eq!((receive_queue(32_767), transmit_queue(u16::MAX)), (u16::MAX, u16::MAX));
+    }
+}

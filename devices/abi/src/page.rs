@@ -235,6 +235,7 @@ impl fmt::Debug for PfnRange {
 }
 
 #[cfg(test)]
+#[expect(clippy::manual_is_multiple_of, reason = "the tests compare with plain division")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -1,5 +1,6 @@
 //! Rings with drivers of every kind: each test names what must come out.
 
+mod concurrent;
 mod model;
 
 use abi::virtio::ring::{
