@@ -12,6 +12,7 @@ mod counters;
 pub mod interrupt;
 pub mod ram;
 pub mod ring;
+mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;

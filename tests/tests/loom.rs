@@ -5,9 +5,15 @@ use std::process::Command;
 use system_tests::binary::workspace_root;
 use system_tests::lab::inside_lab;
 
-/// Test targets of `guest-mm` that hold models, and at least how many each must run.
-const MODELS: &[(&[&str], usize)] =
-    &[(&["--lib", "loom"], 1), (&["--test", "loom"], 8), (&["--test", "loom_xarray"], 13)];
+/// Test targets that hold models, and at least how many each must run.
+///
+/// The arguments of `cargo test`; the devices' few states are not worth an optimised build.
+const MODELS: &[(&[&str], usize)] = &[
+    (&["--package", "guest-mm", "--release", "--lib", "loom"], 1),
+    (&["--package", "guest-mm", "--release", "--test", "loom"], 8),
+    (&["--package", "guest-mm", "--release", "--test", "loom_xarray"], 13),
+    (&["--package", "devices", "--lib", "loom"], 3),
+];
 
 #[test]
 fn lock_free_models_hold_under_loom() {
@@ -22,11 +28,11 @@ fn lock_free_models_hold_under_loom() {
 
 /// Runs the models of one target and returns how many passed.
 ///
-/// `target`: the target's arguments, then, for a library, the filter.
+/// `target`: the arguments that select it, then, for a library, the filter.
 fn run_models(target: &[&str]) -> usize {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["test", "--package", "guest-mm", "--release", "--locked"])
+        .args(["test", "--locked"])
         .args(target)
         .env("RUSTFLAGS", "--cfg loom")
         .env("CARGO_TARGET_DIR", workspace_root().join("target/loom"))
