@@ -198,7 +198,7 @@ fn info_and_balloon_get_print_bytes_and_a_human_form() {
     let vm = MockVm::start(Driver::Follows);
     let info = on(&vm, "info").out;
     assert!(info.contains("memory      536870912 B (512 MiB)"), "{info}");
-    assert!(info.contains("ready       19.000 ms after exec"), "{info}");
+    assert!(info.contains("ready       19.000 ms after start"), "{info}");
     let balloon = on(&vm, "balloon get").out;
     assert!(balloon.contains("536870912 B (512 MiB), by smaps Anonymous + Swap"), "{balloon}");
     assert!(balloon.contains("driver        ready"), "{balloon}");

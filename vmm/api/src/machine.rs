@@ -140,9 +140,9 @@ pub struct VmStatus {
     pub kernel: String,
     /// The whole guest command line.
     pub cmdline: String,
-    /// Microseconds from exec to the guest's first serial byte, if there has been one.
+    /// Microseconds from the start of the process's `main` to the guest's first serial byte, if there has been one.
     pub first_byte_us: Option<u64>,
-    /// Microseconds from exec to the guest's "ready", if it came.
+    /// Microseconds from the start of the process's `main` to the guest's "ready", if it came.
     pub ready_us: Option<u64>,
 }
 

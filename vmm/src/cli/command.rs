@@ -14,7 +14,7 @@ pub(super) fn info(query: &QueryOptions) -> Result<u8, Failure> {
         return Ok(exit_code::SUCCESS);
     }
     let since_exec = |micros: Option<u64>| match micros {
-        Some(micros) => format!("{}.{:03} ms after exec", micros / 1000, micros % 1000),
+        Some(micros) => format!("{}.{:03} ms after start", micros / 1000, micros % 1000),
         None => "not yet".into(),
     };
     let kvm = match vm.kvm.as_str() {

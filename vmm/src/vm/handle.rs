@@ -114,9 +114,9 @@ pub struct VmInfo {
     pub backing: &'static str,
     /// `software` when the host's KVM interprets ring 0, else `hardware`.
     pub kvm: &'static str,
-    /// Microseconds from exec to the guest's first serial byte, if there has been one.
+    /// Microseconds from the start of the process's `main` to the guest's first serial byte, if there has been one.
     pub first_byte_us: Option<u64>,
-    /// Microseconds from exec to the guest's `ready`, if it came.
+    /// Microseconds from the start of the process's `main` to the guest's `ready`, if it came.
     pub ready_us: Option<u64>,
     /// Kernel path, or `embedded`.
     pub kernel: String,
