@@ -242,6 +242,27 @@ fn a_paused_guest_prints_nothing_until_it_is_resumed() {
     assert_eq!(vm.stop().0, ExitReason::Stopped { by_guest: false });
 }
 
+/// A vCPU that has not noticed a resume never leaves the gate, and so does not report a second time
+/// that it waits there: the pause after such a resume was never answered.
+#[test]
+fn a_pause_right_after_a_resume_is_answered() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let vm = start(config(&Payload::new().spin()));
+    for _ in 0..100 {
+        vm.ask(VmRequest::Pause).expect("paused");
+        let (resumed, _unheard) = oneshot::channel();
+        vm.handle.post(VmRequest::Resume(resumed)).expect("the VM lives");
+        let (reply, mut answer) = oneshot::channel();
+        vm.handle.post(VmRequest::Pause(reply)).expect("the VM lives");
+        wait_for("the second pause", || answer.try_recv().ok()).expect("paused");
+        assert_eq!(vm.ask(VmRequest::Info).state, VmState::Paused);
+        vm.ask(VmRequest::Resume).expect("running");
+    }
+    assert_eq!(vm.stop().0, ExitReason::Stopped { by_guest: false });
+}
+
 #[test]
 fn a_paused_vm_can_be_stopped() {
     if !kvm_or_skip() {

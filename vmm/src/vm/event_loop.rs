@@ -344,11 +344,13 @@ impl EventLoop {
     fn pause(&mut self, reply: Reply<Result<(), VmError>>) {
         match self.run_state {
             RunState::Paused => answer(reply, Ok(())),
-            RunState::Pausing => self.pausing.push(reply),
+            RunState::Pausing => queue_up(&mut self.pausing, reply),
             RunState::Running => {
                 self.pausing.push(reply);
                 self.run_state = RunState::Pausing;
                 self.vcpus.pause();
+                // vCPUs that have not noticed a resume are parked still, and will report nothing.
+                self.paused();
             }
         }
     }
@@ -385,7 +387,7 @@ impl EventLoop {
         let stopping =
             self.stopping.get_or_insert(Stopping { deadline: None, replies: Vec::new() });
         stopping.deadline = [stopping.deadline, deadline].into_iter().flatten().min();
-        stopping.replies.push(reply);
+        queue_up(&mut stopping.replies, reply);
         None
     }
 }
@@ -407,6 +409,36 @@ pub(super) fn answer<T>(reply: Reply<T>, value: T) {
     reply.send(value).ok();
 }
 
+/// Remembers who waits for an answer, and forgets who has gone: a guest that never gives a reason to
+/// answer must not make a client's repetitions cost memory.
+fn queue_up<T>(waiting: &mut Vec<Reply<T>>, reply: Reply<T>) {
+    waiting.retain(|earlier| !earlier.is_closed());
+    waiting.push(reply);
+}
+
 fn answer_all<T: Clone>(replies: impl IntoIterator<Item = Reply<T>>, value: T) {
     replies.into_iter().for_each(|reply| answer(reply, value.clone()));
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// Each repetition of an action that nobody waits for used to stay for the life of the VM.
+    #[test]
+    fn requesters_that_are_gone_are_not_remembered() {
+        let mut waiting: Vec<Reply<bool>> = Vec::new();
+        let (patient, mut answered) = oneshot::channel();
+        queue_up(&mut waiting, patient);
+        for _ in 0..100 {
+            let (reply, gone) = oneshot::channel();
+            drop(gone);
+            queue_up(&mut waiting, reply);
+        }
+        assert_eq!(waiting.len(), 2, "the patient one, and the latest");
+        answer_all(waiting, true);
+        assert_eq!(answered.try_recv(), Ok(true));
+    }
 }
