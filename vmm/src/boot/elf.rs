@@ -68,7 +68,8 @@ pub(super) fn check<F: Read + Seek>(
                 len,
             ));
         }
-        if phdr.kind == PT_LOAD && phdr.memory_bytes > 0 {
+        // One without memory but with bytes in the file would be copied all the same.
+        if phdr.kind == PT_LOAD && phdr.memory_bytes.max(phdr.file_bytes) > 0 {
             segments.push(place(&phdr, ram)?);
         }
     }
