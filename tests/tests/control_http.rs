@@ -116,6 +116,8 @@ fn malformed_json_is_refused_by_what_is_wrong_and_the_connection_goes_on() {
         ("[]", "invalid"),
         ("{}", "missing field `amount_mib`"),
         (r#"{"amount_mib":"12"}"#, "invalid type: string"),
+        ("[1]", "invalid type: sequence, expected an object"),
+        (" \n[1]", "invalid type: sequence, expected an object"),
         (r#"{"amount_mib":1,"amount_mib":2}"#, "duplicate field `amount_mib`"),
         (r#"{"amount_mib":1} trailing"#, "trailing characters"),
         (r#"{"amount_mib":4294967296}"#, "4294967296"),

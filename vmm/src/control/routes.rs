@@ -241,12 +241,17 @@ fn prometheus(mut metrics: Vec<Metric>) -> String {
     text
 }
 
+/// Decodes a body: an object, for serde would take an array of the fields' values for one too.
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(body).map_err(|error| {
+    let refused = |reason: &dyn std::fmt::Display| {
         Refusal::bad_request(format!(
-            "An error occurred when deserializing the json body of a request: {error}."
+            "An error occurred when deserializing the json body of a request: {reason}."
         ))
-    })
+    };
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(refused(&"invalid type: sequence, expected an object"));
+    }
+    serde_json::from_slice(body).map_err(|error| refused(&error))
 }
 
 fn ok(value: &impl serde::Serialize) -> Answer {
