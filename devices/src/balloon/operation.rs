@@ -225,9 +225,9 @@ impl ResizeOperation {
         self.now.saturating_sub(self.started)
     }
 
-    /// Time without progress, not counting pauses.
+    /// Since `actual` last came nearer to the target, or since the beginning; pauses count here.
     pub const fn since_progress(&self) -> Duration {
-        self.idle
+        self.now.saturating_sub(self.progressed_at)
     }
 
     /// When `actual` last came nearer to the target than before, by the caller's clock; the beginning if never.

@@ -108,7 +108,8 @@ fn time_in_pause_does_not_stall_but_meets_the_deadline() {
     assert_eq!(operation.next_check(), Some(secs(160)));
     assert_eq!(operation.observe(secs(150), paused(0)), ResizeState::Running);
     assert_eq!(operation.observe(secs(151), seen(0)), ResizeState::Running);
-    assert_eq!(operation.since_progress(), secs(3));
+    // A person who asks when it last moved is told of the pause too.
+    assert_eq!(operation.since_progress(), secs(51));
     assert_eq!(operation.observe(secs(153), seen(0)), ResizeState::Stalled);
     assert_eq!(operation.observe(secs(160), paused(0)), ResizeState::TimedOut);
 }
