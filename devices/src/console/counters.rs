@@ -18,6 +18,8 @@ counters! {
         bytes_discarded,
         /// The driver could not set up the device or a port.
         driver_refused,
+        /// A ring was found broken when the host read or wrote; the transport counts its own finds.
+        ring_unusable,
         /// A chain whose buffers cannot be used.
         chain_bad,
         /// A chain with buffers of the wrong direction, or none, for its queue.

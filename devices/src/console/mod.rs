@@ -30,6 +30,7 @@ pub use counters::ConsoleCounters;
 pub use port::PORT_BUFFER_BYTES;
 pub use queue::ConsoleQueue;
 
+use crate::counters::count;
 use crate::ram::GuestRam;
 use crate::ring::Virtqueue;
 use crate::virtio::{
@@ -132,7 +133,9 @@ impl Console {
             // and such a driver has to kick again itself.
             Ok(QueueProgress::Idle | QueueProgress::Pending) => {}
             Err(fault) => {
-                log::warn!("device=console {fault}");
+                if count(&mut self.counters.ring_unusable) {
+                    log::warn!("device=console {fault}");
+                }
                 if let Some(active) = &self.active {
                     active.interrupt.needs_reset();
                 }

@@ -445,6 +445,8 @@ fn a_ring_that_breaks_while_the_host_writes_needs_a_reset() {
     bench.queues[AGENT_RX].set_avail_index(1000);
     assert_eq!(bench.console().port_write(b"x"), 1);
     assert_eq!(bench.transport.status(), 15 | DEVICE_NEEDS_RESET);
+    // Counted, so that a guest that does it again and again cannot flood the log.
+    assert_eq!(bench.console().counters().ring_unusable, 1);
 }
 
 #[test]
