@@ -153,6 +153,29 @@ fn a_check_says_what_would_run_and_starts_nothing() {
     assert!(!socket.exists());
 }
 
+/// A check that a kernel which is not there passes is worth nothing.
+#[test]
+fn a_check_refuses_what_a_run_would_refuse() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let long = "x".repeat(3000);
+    for (option, value, reason) in [
+        ("--kernel", "/nonexistent", "/nonexistent"),
+        ("--kernel", env!("CARGO_MANIFEST_PATH"), "no ELF file"),
+        ("--cmdline", long.as_str(), "2047"),
+        ("--memory", "2M", "does not fit"),
+    ] {
+        let mut command = aerostat();
+        command.args(["run", "--check", option, value, "--api-sock"]).arg(&socket);
+        let output = run(&mut command);
+        assert_eq!(output.status.code(), Some(2), "{option} {value}");
+        assert!(text(&output.stderr).contains(reason), "{}", text(&output.stderr));
+    }
+}
+
 fn demo_frees_half(backing: &str) {
     if !kvm_or_skip() {
         return;

@@ -10,7 +10,7 @@ use crate::error::HostRamError;
 /// # Errors
 /// [`HostRamError::BadSize`] unless `ram_bytes` is a positive multiple of
 /// 4 KiB of at most [`MAX_RAM_BYTES`].
-pub(crate) fn ram_ranges(ram_bytes: u64) -> Result<Vec<PfnRange>, HostRamError> {
+pub fn ram_ranges(ram_bytes: u64) -> Result<Vec<PfnRange>, HostRamError> {
     let refused = || HostRamError::BadSize { bytes: ram_bytes, max_bytes: MAX_RAM_BYTES };
     let pages = PageCount::from_bytes_exact(ram_bytes).ok_or_else(refused)?;
     if pages.is_zero() || ram_bytes > MAX_RAM_BYTES {

@@ -26,4 +26,5 @@ mod smaps;
 pub use backing::{Backing, BackingKind, UnknownBacking};
 pub use error::{HostRamError, TruthError};
 pub use host::{HostRam, Prefault, Region};
+pub use layout::ram_ranges;
 pub use mapping::HostRange;

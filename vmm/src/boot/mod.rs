@@ -74,6 +74,19 @@ impl KernelImage {
         }
     }
 
+    /// Checks what can be checked before there is memory: the file's headers against `ram`, and `cmdline`.
+    ///
+    /// # Errors
+    /// [`BootError`]; [`Self::load`] can still find that there is no PVH note.
+    pub fn check(&mut self, ram: &[PfnRange], cmdline: &str) -> Result<(), BootError> {
+        match self {
+            Self::Static(bytes) => elf::check(&mut Cursor::new(*bytes), ram)?,
+            Self::Bytes(bytes) => elf::check(&mut Cursor::new(&**bytes), ram)?,
+            Self::File(file) => elf::check(file, ram)?,
+        };
+        Ok(cmdline::check(cmdline)?)
+    }
+
     /// Copies the kernel into RAM, with start info, memory map and `cmdline`.
     ///
     /// RAM must read zero where the kernel's .bss will be.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::args::RunOptions;
 use super::failure::Failure;
 use super::output;
+use crate::boot::KernelImage;
 use crate::control::{ControlServer, ControlSocket, default_socket};
 use crate::exit_code;
 use crate::kvm::Host;
@@ -59,6 +60,10 @@ fn configure(options: RunOptions, id: String, started: Instant) -> VmConfig {
 /// Says what would run here, without memory, socket or VM.
 fn check(config: &VmConfig, socket: &Path) -> Result<u8, Failure> {
     let host = Host::open(config.vcpus).map_err(StartError::from)?;
+    let ram = guest_ram::ram_ranges(config.memory_bytes).map_err(StartError::from)?;
+    KernelImage::open(&config.kernel)
+        .and_then(|mut kernel| kernel.check(&ram, config.cmdline.as_deref().unwrap_or_default()))
+        .map_err(StartError::from)?;
     let kernel = match &config.kernel {
         Kernel::Embedded => "embedded".to_owned(),
         Kernel::Path(path) => path.display().to_string(),

@@ -161,7 +161,7 @@ pub enum ConfigError {
         bytes: u64,
     },
     /// An initial target above RAM.
-    #[error("Balloon target of {} pages is above guest RAM; allowed: 0 to {ram_bytes} B", .target.get())]
+    #[error("Balloon target of {} B is above guest RAM; allowed: 0 to {ram_bytes} B", .target.bytes())]
     BalloonTarget {
         /// What was asked.
         target: PageCount,
@@ -217,6 +217,8 @@ mod tests {
     fn an_initial_target_above_ram_is_refused() {
         let mut config = config();
         config.balloon.target = PageCount::new(config.ram().get() + 1);
-        assert!(matches!(config.validate(), Err(ConfigError::BalloonTarget { .. })));
+        let error = config.validate().expect_err("refused");
+        assert!(matches!(error, ConfigError::BalloonTarget { .. }));
+        assert!(error.to_string().contains("268439552 B is above"), "{error}");
     }
 }
