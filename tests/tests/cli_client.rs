@@ -188,6 +188,10 @@ fn pause_resume_stop_and_metrics_reach_the_vm() {
     assert!(on(&vm, "info").out.contains("state       paused"));
     assert_eq!(on(&vm, "resume").code, Some(0));
     assert!(on(&vm, "metrics").out.contains("# TYPE aerostat_balloon_actual_bytes gauge"));
+    let metrics: serde_json::Value =
+        serde_json::from_str(&on(&vm, "metrics --json").out).expect("one JSON object");
+    let sample = "aerostat_balloon_actual_bytes{device=\"balloon\"}";
+    assert_eq!(metrics[sample], serde_json::json!(0), "{metrics}");
     let stop = on(&vm, "stop --timeout 250ms");
     assert_eq!((stop.code, stop.out.as_str()), (Some(0), "stopped: the guest powered off\n"));
     assert_eq!(vm.log(), ["pause", "resume", "stop Some(250ms)"]);

@@ -43,7 +43,7 @@ pub(super) enum Command {
     /// Ask the guest to power off, and end the VM when it does not
     Stop(StopOptions),
     /// Print every counter as Prometheus text
-    Metrics(Target),
+    Metrics(QueryOptions),
     /// Write the embedded guest to a file, to boot it on another VMM
     Guest(GuestOptions),
 }

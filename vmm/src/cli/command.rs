@@ -1,5 +1,7 @@
 //! Commands that are one request.
 
+use std::collections::BTreeMap;
+
 use aerostat_api::RunState;
 
 use super::args::{QueryOptions, StopOptions, Target};
@@ -55,15 +57,32 @@ pub(super) fn stop(options: &StopOptions) -> Result<u8, Failure> {
     } else if outcome.by_guest {
         output::line("stopped: the guest powered off")?;
     } else {
-        output::line(format!(
-            "stopped: the guest did not power off within {:?} and was ended",
-            options.timeout
-        ))?;
+        // At once if it was paused or has no agent, so no time is told.
+        output::line("stopped: the guest did not power off by itself and was ended")?;
     }
     Ok(exit_code::SUCCESS)
 }
 
-pub(super) fn metrics(target: &Target) -> Result<u8, Failure> {
-    output::raw(&target.client()?.metrics()?)?;
+pub(super) fn metrics(query: &QueryOptions) -> Result<u8, Failure> {
+    let text = query.target.client()?.metrics()?;
+    if query.json {
+        output::json(&samples(&text)?)?
+    } else {
+        output::raw(&text)?
+    }
     Ok(exit_code::SUCCESS)
+}
+
+/// The samples of a Prometheus text: from a name with its labels to a value.
+fn samples(text: &str) -> Result<BTreeMap<&str, serde_json::Number>, Failure> {
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            // Labels may have spaces, a value has none.
+            let sample = line.rsplit_once(' ');
+            sample
+                .and_then(|(name, value)| Some((name, value.parse().ok()?)))
+                .ok_or_else(|| Failure::other(format!("{line:?} is no sample of a metric")))
+        })
+        .collect()
 }

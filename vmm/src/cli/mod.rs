@@ -81,7 +81,7 @@ fn dispatch(command: Command, started: Instant) -> Result<u8, Failure> {
         Command::Pause(target) => command::pause(&target),
         Command::Resume(target) => command::resume(&target),
         Command::Stop(options) => command::stop(&options),
-        Command::Metrics(target) => command::metrics(&target),
+        Command::Metrics(query) => command::metrics(&query),
         Command::Guest(options) => guest::write(&options),
     }
 }
