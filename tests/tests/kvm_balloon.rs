@@ -215,7 +215,7 @@ fn targets_above_ram_are_refused_with_the_range_and_change_nothing() {
 }
 
 #[test]
-fn sigterm_in_the_middle_of_an_inflate_ends_cleanly_without_a_socket() {
+fn a_signal_in_the_middle_of_an_inflate_ends_cleanly_without_a_socket() {
     if !kvm_or_skip() {
         return;
     }

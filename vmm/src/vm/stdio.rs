@@ -159,7 +159,7 @@ impl Stdio {
 /// Not through `std::io::stdin`, whose buffer would live as long as the process.
 fn duplicate(stream: RawFd) -> io::Result<File> {
     // SAFETY: the borrow ends with this function, and nothing closes the standard streams meanwhile.
-    // If the process was started without one, the clone fails.
+    // A process that was started without one has the null device there: the runtime opens it.
     let stream = unsafe { BorrowedFd::borrow_raw(stream) };
     stream.try_clone_to_owned().map(File::from)
 }
