@@ -18,7 +18,7 @@ pub fn aerostat() -> Command {
     command
 }
 
-/// Path of the binary that [`aerostat`] runs.
+/// Path of the binary that [`aerostat()`] runs.
 ///
 /// # Panics
 /// If cargo cannot build the binary.
