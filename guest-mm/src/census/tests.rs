@@ -4,7 +4,7 @@ use abi::{PageCount, Pfn};
 
 use super::*;
 use crate::buddy::Gfp;
-use crate::memdesc::{Block, BlockKind, Buddy, Link, Memdesc, Word};
+use crate::memdesc::{Block, BlockKind, Buddy, Link, Memdesc, Pcp, Word};
 use crate::memory::Memory;
 use crate::slab::{KmemCache, SlabOptions};
 use crate::testing::{TestPlatform, memory};
@@ -50,6 +50,22 @@ fn a_free_block_taken_behind_the_lists_back_breaks_list_and_counts() {
     assert!(found.iter().any(|d| matches!(d, Discrepancy::ListLength { .. })), "{found:?}");
     assert!(found.iter().any(|d| matches!(d, Discrepancy::FreePages(..))), "{found:?}");
     assert!(found.iter().any(|d| matches!(d, Discrepancy::BrokenList(..))), "{found:?}");
+}
+
+#[test]
+fn a_frame_that_calls_itself_listed_and_is_on_no_list_is_told() {
+    let memory = memory(4096);
+    let frames = memory.alloc_frozen(Order::ZERO, Gfp::USER).unwrap();
+    let listed = memory.census().pages(Kind::Pcp).get();
+    let pcp = Pcp {
+        order: Order::ZERO,
+        migratetype: MigrateType::Movable,
+        cpu: 0,
+        reported: false,
+        next: Link::NONE,
+    };
+    set(&memory, frames.head(), Memdesc::Pcp(pcp));
+    assert_eq!(found(&memory), [Discrepancy::PcpPages { listed, counted: listed + 1 }]);
 }
 
 #[test]

@@ -164,3 +164,28 @@ fn a_buffer_scribbled_over_by_the_device_costs_a_reset_and_no_page() {
         assert_eq!(rig.told_actual(), 1324);
     });
 }
+
+/// The wire has 32 bits for a frame number: what lies above is given back at once, not cut short.
+#[test]
+fn frames_that_the_wire_cannot_name_are_never_lent_and_never_lost() {
+    const HALF: u64 = 4096;
+    let memory =
+        crate::testing::memory_of(&[crate::testing::range((1 << 32) - HALF, 2 * HALF)], &[]);
+    let store = MapStore::default();
+    let fake = FakeDevice::new(memory.platform(), VIRTIO_ID_BALLOON, OFFERED, &[256, 256]);
+    let free = memory.free_pages();
+    let driver = BalloonDriver::start(&memory, &store, &fake, order_zero()).unwrap();
+    let mut rig =
+        Rig { memory: &memory, store: &store, fake: &fake, driver, host: BTreeSet::new() };
+    rig.set_target(u32::try_from(2 * HALF).unwrap());
+    outlast(&mut rig);
+    let status = rig.status();
+    assert!(status.counters.unaddressable_blocks > 0, "{status:?}");
+    assert!(status.actual.get() <= HALF, "{status:?}");
+    rig.inflate_to(0);
+    let Rig { mut driver, .. } = rig;
+    driver.unbind();
+    while driver.poll() != Wake::OnInterrupt {}
+    assert!(driver.finish().is_ok());
+    assert_eq!(memory.free_pages(), free);
+}
