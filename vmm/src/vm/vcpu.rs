@@ -237,7 +237,8 @@ impl VcpuThread {
 
     /// Runs the vCPU until it ends the machine, or until it is told to stop (`None`).
     fn run(&self, vcpu: &mut VcpuFd) -> Option<ExitReason> {
-        let kick = kick::Target::register(vcpu);
+        // SAFETY: `vcpu` is borrowed for all of this function, at whose end `kick` is dropped.
+        let kick = unsafe { kick::Target::register(vcpu) };
         loop {
             // Before the gate is looked at: a kick that comes after this line is seen by KVM_RUN.
             kick.clear();

@@ -47,8 +47,11 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Lets kicks of this thread reach `vcpu`, which must outlive the target on this thread.
-    pub(super) fn register(vcpu: &mut VcpuFd) -> Self {
+    /// Lets kicks of this thread reach `vcpu`.
+    ///
+    /// # Safety
+    /// `vcpu` outlives the target: the handler and [`Self::clear`] write into its mapping.
+    pub(super) unsafe fn register(vcpu: &mut VcpuFd) -> Self {
         let flag = &raw mut vcpu.get_kvm_run().immediate_exit;
         IMMEDIATE_EXIT.set(flag);
         Self { flag, _thread: PhantomData }
