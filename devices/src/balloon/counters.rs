@@ -12,7 +12,7 @@ pub struct BalloonCounters {
     /// The deflate queue.
     pub deflate: QueueCounters,
     /// Frames inflated, each once per window, whether the host freed anything or not.
-    pub claimed_pages: u64,
+    pub inflated_pages: u64,
     /// Frames named again within one window.
     pub repeated_pages: u64,
     /// Frames inflated that were in the balloon already.

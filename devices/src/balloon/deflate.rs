@@ -16,7 +16,7 @@ pub(super) struct DeflateWindow {
 }
 
 impl DeflateWindow {
-    /// Takes available chains, removes their frames from `claimed` and returns each chain.
+    /// Takes available chains, removes their frames from `ballooned` and returns each chain.
     ///
     /// # Errors
     /// [`GuestFault::BadRing`].
@@ -24,7 +24,7 @@ impl DeflateWindow {
         &mut self,
         queue: &mut Virtqueue,
         (mem, index, interrupt): (&GuestMemoryMmap, &RamIndex, &dyn Interrupt),
-        claimed: &mut PageSet,
+        ballooned: &mut PageSet,
         counters: &mut BalloonCounters,
     ) -> Result<QueueProgress, GuestFault> {
         let mut budget = WINDOW_PFNS;
@@ -45,7 +45,7 @@ impl DeflateWindow {
                 },
             };
             let unmark = |number| {
-                let known = u64::from(claimed.remove(number));
+                let known = u64::from(ballooned.remove(number));
                 removed += known;
                 unknown += 1 - known;
             };

@@ -84,7 +84,7 @@ struct Active {
     must_tell_host: bool,
     index: Arc<RamIndex>,
     /// Frames that the guest has given and not taken back.
-    claimed: PageSet,
+    ballooned: PageSet,
     inflate: InflateWindow,
     deflate: DeflateWindow,
     release: Release,
@@ -146,8 +146,8 @@ impl Balloon {
     }
 
     /// What the device has seen to be in the balloon: distinct frames inflated and not deflated.
-    pub fn claimed(&self) -> PageCount {
-        PageCount::new(self.active.as_ref().map_or(0, |active| active.claimed.count()))
+    pub fn ballooned(&self) -> PageCount {
+        PageCount::new(self.active.as_ref().map_or(0, |active| active.ballooned.count()))
     }
 
     /// All counters.
@@ -237,9 +237,9 @@ impl Balloon {
         if matches!(active.release, Release::Ready(_) | Release::Running) {
             return Ok(QueueProgress::Pending);
         }
-        let Active { ram, interrupt, queues, index, claimed, deflate, .. } = active;
+        let Active { ram, interrupt, queues, index, ballooned, deflate, .. } = active;
         let queue = queue_mut(queues, DEFLATE)?;
-        deflate.serve(queue, (ram.memory(), index, &**interrupt), claimed, &mut self.counters)
+        deflate.serve(queue, (ram.memory(), index, &**interrupt), ballooned, &mut self.counters)
     }
 }
 
@@ -250,7 +250,7 @@ impl Active {
         let numbering = BalloonQueues::resolve(offered, features, enabled)?;
         let index = Arc::new(RamIndex::new(ram.ram_ranges()));
         Ok(Self {
-            claimed: PageSet::new(&index),
+            ballooned: PageSet::new(&index),
             inflate: InflateWindow::new(&index),
             deflate: DeflateWindow::default(),
             release: Release::None,
@@ -276,7 +276,7 @@ impl Active {
             return Ok(gathered);
         }
         let Some(mut pages) = self.inflate.pages.take() else { return Ok(gathered) };
-        counters.already_inflated_pages += self.claimed.merge(&pages);
+        counters.already_inflated_pages += self.ballooned.merge(&pages);
         self.widen(&mut pages);
         self.release = Release::Ready(ReleaseJob {
             ram: Arc::clone(&self.ram),
@@ -298,7 +298,7 @@ impl Active {
         match self.ram.release_unit() {
             ReleaseUnit::Page => {}
             ReleaseUnit::Block2M if self.must_tell_host => {
-                pages.keep_complete_blocks(&self.claimed)
+                pages.keep_complete_blocks(&self.ballooned)
             }
             ReleaseUnit::Block2M => {
                 let window = pages.clone();

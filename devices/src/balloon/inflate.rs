@@ -88,7 +88,7 @@ impl InflateWindow {
             }
         };
         counters.repeated_pages += repeated;
-        counters.claimed_pages += pages.count();
+        counters.inflated_pages += pages.count();
         if budget < WINDOW_PFNS {
             counters.window_pages.record(pages.count());
         }

@@ -8,7 +8,7 @@
 //! * [`queues`]: which virtqueue has which index, for all features;
 //! * [`ReleaseJob`]: a window's release as a value, to run without the device's lock;
 //! * [`operation`]: how a resize operation stands;
-//! * [`BalloonCounters`]: what was claimed, what was released, and every broken rule by name;
+//! * [`BalloonCounters`]: what was inflated, what was released, and every broken rule by name;
 //!
 //! Locks: none of its own but the release gate (device, then gate).
 //! Deliberately absent: clocks, threads, system calls, and for now the

@@ -136,13 +136,13 @@ impl PageSet {
         known
     }
 
-    /// Replaces the set by the 2 MiB blocks that it touches and that are complete in `claimed`.
-    pub(super) fn keep_complete_blocks(&mut self, claimed: &Self) {
+    /// Replaces the set by the 2 MiB blocks that it touches and that are complete in `ballooned`.
+    pub(super) fn keep_complete_blocks(&mut self, ballooned: &Self) {
         let blocks: Vec<usize> = self.touched().map(|at| at / BLOCK_WORDS).collect();
         self.clear();
         for block in blocks {
             let at = block * BLOCK_WORDS;
-            let complete = claimed.words.get(at..at + BLOCK_WORDS);
+            let complete = ballooned.words.get(at..at + BLOCK_WORDS);
             if !complete.is_some_and(|words| words.iter().all(|&word| word == u64::MAX)) {
                 continue;
             }
@@ -307,17 +307,17 @@ mod tests {
     #[test]
     fn only_complete_blocks_are_kept() {
         let index = RamIndex::new(&[range((0, 2048))]);
-        let (mut claimed, mut window) = (PageSet::new(&index), PageSet::new(&index));
-        (500..1536).for_each(|n| assert!(claimed.insert(n)));
+        let (mut ballooned, mut window) = (PageSet::new(&index), PageSet::new(&index));
+        (500..1536).for_each(|n| assert!(ballooned.insert(n)));
         for n in [600, 1030] {
             window.insert(n);
         }
-        window.keep_complete_blocks(&claimed);
+        window.keep_complete_blocks(&ballooned);
         assert_eq!(runs(&window, &index), [range((512, 1536))]);
         assert_eq!(window.count(), 1024);
         let mut untouched = PageSet::new(&index);
         untouched.insert(3);
-        untouched.keep_complete_blocks(&claimed);
+        untouched.keep_complete_blocks(&ballooned);
         assert_eq!((untouched.count(), runs(&untouched, &index).len()), (0, 0));
     }
 

@@ -59,7 +59,7 @@ fn release(machine: &mut Machine<Balloon>) {
 
 fn check(machine: &mut Machine<Balloon>) {
     let balloon = machine.transport.device();
-    assert!(balloon.actual() <= RAM_PAGES && balloon.claimed() <= RAM_PAGES);
+    assert!(balloon.actual() <= RAM_PAGES && balloon.ballooned() <= RAM_PAGES);
     for run in machine.ram.discards() {
         let inside = machine.ram.ram_ranges().iter().any(|ram| ram.contains_range(run));
         assert!(inside, "{run:?} was released and is not RAM");

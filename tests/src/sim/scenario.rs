@@ -407,7 +407,7 @@ impl<'m, S: PfnStore> Run<'m, S> {
             }
         }
         let actual = self.driver().status().actual.get();
-        let claimed = self.host.borrow().transport().device().claimed().get();
+        let claimed = self.host.borrow().transport().device().ballooned().get();
         if self.driver().status().actual.get() == target {
             return Err(Violation::Restless);
         }
@@ -421,7 +421,7 @@ impl<'m, S: PfnStore> Run<'m, S> {
         status.phase == BalloonPhase::Running
             && status.inflating.is_zero()
             && status.deflating.is_zero()
-            && [status.actual, device.actual(), device.claimed(), self.store.pages()]
+            && [status.actual, device.actual(), device.ballooned(), self.store.pages()]
                 .iter()
                 .all(|pages| pages.get() == target)
     }
@@ -434,7 +434,7 @@ impl<'m, S: PfnStore> Run<'m, S> {
         if status.counters.inconsistencies > 0 {
             return Err(Violation::Inconsistent(status.counters.inconsistencies));
         }
-        let claimed = self.host.borrow().transport().device().claimed().get();
+        let claimed = self.host.borrow().transport().device().ballooned().get();
         let offline = self.store.pages().get();
         // A page goes offline before the host hears of it, and stays so until after it has answered.
         if status.phase == BalloonPhase::Running || status.phase == BalloonPhase::Degraded {

@@ -13,7 +13,7 @@ fn inflated_pages_are_released_and_neighbours_kept() {
     let used = rig.inflate(&[601, 602]);
     assert_eq!(used, [UsedElement { head: 0, written: 0 }]);
     assert_eq!([600, 601, 602, 603].map(|pfn| rig.byte(pfn)), [0xaa, 0, 0, 0xaa]);
-    assert_eq!(rig.balloon().claimed(), PageCount::new(2));
+    assert_eq!(rig.balloon().ballooned(), PageCount::new(2));
     assert_eq!((rig.counters().released_pages, rig.counters().discard_calls), (2, 1));
 }
 
@@ -32,7 +32,7 @@ fn any_order_gives_the_same_holes_with_one_release_per_run() {
         assert_eq!(rig.ram.holes(), set(ascending.iter().copied()));
         // One window, one run on either side of the gap.
         assert_eq!(rig.counters().discard_calls, 2);
-        assert_eq!(rig.counters().claimed_pages, ascending.len() as u64);
+        assert_eq!(rig.counters().inflated_pages, ascending.len() as u64);
         let repeated = pfns.len() - ascending.len();
         assert_eq!(rig.counters().repeated_pages, repeated as u64);
         assert_eq!(rig.counters().window_pages.count(), 1);
@@ -62,7 +62,7 @@ fn deflate_makes_no_release_call_and_gives_the_pages_back() {
     assert_eq!(rig.deflate(&[602, 600, 700]), [UsedElement { head: 0, written: 0 }]);
     assert_eq!(rig.irq.edges() - edges, 1);
     assert_eq!(rig.ram.batches.load(Ordering::Relaxed), calls);
-    assert_eq!(rig.balloon().claimed(), PageCount::ONE);
+    assert_eq!(rig.balloon().ballooned(), PageCount::ONE);
     assert_eq!((rig.counters().returned_pages, rig.counters().not_inflated_pages), (2, 1));
 }
 
@@ -101,7 +101,7 @@ fn more_buffers_than_the_ring_come_back_over_several_kicks() {
         let pfns: Vec<u32> = (0..100).map(|n| FREE_PFN + 100 * round + n).collect();
         rig.inflate(&pfns);
     }
-    assert_eq!(rig.balloon().claimed(), PageCount::new(2000));
+    assert_eq!(rig.balloon().ballooned(), PageCount::new(2000));
     assert_eq!(rig.counters().inflate.buffers, 20);
 }
 
@@ -113,7 +113,7 @@ fn page_inflated_twice_is_counted_and_released_again() {
     rig.inflate(&[600, 601]);
     assert_eq!(rig.byte(600), 0);
     assert_eq!(rig.counters().already_inflated_pages, 1);
-    assert_eq!(rig.balloon().claimed(), PageCount::new(2));
+    assert_eq!(rig.balloon().ballooned(), PageCount::new(2));
 }
 
 #[test]

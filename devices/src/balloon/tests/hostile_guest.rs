@@ -28,7 +28,7 @@ fn bad_frames_are_counted_by_reason_and_the_rest_of_the_batch_is_released() {
     assert_eq!(rig.ram.holes(), set(good));
     let inflate = &rig.counters().inflate;
     assert_eq!((inflate.fault("pfn_in_hole"), inflate.fault("pfn_above_ram")), (3, 2));
-    assert_eq!(rig.counters().claimed_pages, 5);
+    assert_eq!(rig.counters().inflated_pages, 5);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn deflate_of_bad_frames_comes_back_and_is_counted() {
     let deflate = &rig.counters().deflate;
     assert_eq!((deflate.fault("pfn_above_ram"), deflate.fault("pfn_in_hole")), (1, 1));
     assert_eq!((rig.counters().returned_pages, rig.counters().not_inflated_pages), (1, 1));
-    assert_eq!(rig.balloon().claimed(), PageCount::ZERO);
+    assert_eq!(rig.balloon().ballooned(), PageCount::ZERO);
 }
 
 proptest! {
@@ -228,7 +228,7 @@ proptest! {
         rig.kick(queues::INFLATE);
         let heads: Vec<u32> = rig.inflate.take_all_used().iter().map(|used| used.head).collect();
         prop_assert_eq!(heads, (0..u32::try_from(buffers.len()).unwrap()).collect::<Vec<_>>());
-        prop_assert_eq!(rig.balloon().claimed().get(), expected.len() as u64);
+        prop_assert_eq!(rig.balloon().ballooned().get(), expected.len() as u64);
         prop_assert_eq!(rig.ram.holes(), expected);
         prop_assert!(rig.transport.is_running());
     }

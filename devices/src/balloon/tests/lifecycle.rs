@@ -59,7 +59,7 @@ fn reset_keeps_the_target_and_drops_what_the_guest_said() {
     rig.start(VERSION_1 | MUST_TELL_HOST);
     assert_eq!(rig.balloon().target(), PageCount::new(50));
     assert_eq!(
-        (rig.balloon().actual(), rig.balloon().claimed()),
+        (rig.balloon().actual(), rig.balloon().ballooned()),
         (PageCount::ZERO, PageCount::ZERO)
     );
     // Start counts as a reset as well: the first negotiation began with one.
@@ -96,9 +96,9 @@ fn refusal_of_the_host_is_counted_and_the_buffer_comes_back() {
     rig.inflate(&[600, 601, 610, 620]);
     assert_eq!(rig.ram.holes(), set([600, 601, 620]));
     let counters = rig.counters();
-    assert_eq!((counters.claimed_pages, counters.released_pages), (4, 3));
+    assert_eq!((counters.inflated_pages, counters.released_pages), (4, 3));
     assert_eq!((counters.refused_pages, counters.failed_windows), (1, 1));
-    assert_eq!(rig.balloon().claimed(), PageCount::new(4));
+    assert_eq!(rig.balloon().ballooned(), PageCount::new(4));
     *rig.ram.refused.lock().unwrap() = None;
     rig.inflate(&[610]);
     assert_eq!(rig.ram.holes(), set([600, 601, 610, 620]));

@@ -80,7 +80,7 @@ fn deflate_waits_for_a_release_under_way() {
     rig.transport.device_mut().release_done(done);
     assert_eq!(rig.transport.serve_pending(), QueueProgress::Idle);
     assert_eq!((rig.inflate.take_all_used().len(), rig.deflate.take_all_used().len()), (1, 1));
-    assert_eq!(rig.balloon().claimed(), PageCount::ZERO);
+    assert_eq!(rig.balloon().ballooned(), PageCount::ZERO);
 }
 
 #[test]

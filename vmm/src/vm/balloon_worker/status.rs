@@ -93,7 +93,7 @@ impl Worker {
         out.push(gauge(
             "aerostat_balloon_held_bytes",
             "What the device has seen to be in the balloon",
-            device.claimed().bytes(),
+            device.ballooned().bytes(),
         ));
         if let Some(bytes) = resident {
             out.push(gauge(
@@ -119,7 +119,7 @@ fn driver_state<D: VirtioDevice>(transport: &MmioTransport<D>) -> DriverState {
 
 fn device_metrics(counters: &BalloonCounters, out: &mut Vec<Metric>) {
     let plain = [
-        ("aerostat_balloon_claimed_pages_total", "Pages inflated", counters.claimed_pages),
+        ("aerostat_balloon_inflated_pages_total", "Pages inflated", counters.inflated_pages),
         ("aerostat_balloon_returned_pages_total", "Pages deflated", counters.returned_pages),
         (
             "aerostat_balloon_released_pages_total",
