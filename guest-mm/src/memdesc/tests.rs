@@ -198,6 +198,17 @@ fn an_isolated_frame_goes_back_or_to_migration_and_nowhere_else() {
 }
 
 #[test]
+fn a_frame_that_others_may_find_stays_its_owners_until_it_is_claimed() {
+    for from in all_states().filter(|from| matches!(from.hold, Hold::Parked | Hold::Movable)) {
+        for to in all_states().filter(|&to| is_legal(from, to)) {
+            assert_eq!(to.kind, from.kind, "{from:?} -> {to:?}");
+            let isolates = to.hold == Hold::Isolated;
+            assert!(!isolates || from.hold == Hold::Movable, "{from:?} -> {to:?}");
+        }
+    }
+}
+
+#[test]
 fn nothing_leaves_a_memory_error_or_becomes_uninitialised() {
     for state in all_states() {
         assert!(!is_legal(State::held(Kind::HwPoison), state), "{state:?}");

@@ -10,8 +10,9 @@ use super::platform::Machine;
 /// Number of sentinels.
 const COUNT: usize = 16;
 
-/// The sentinels: each alone in a block of 4 MiB where there are enough of those, so that they spread over RAM and the
-/// balloon surrounds them.
+/// The sentinels: each alone in a block of 4 MiB where there are enough of those, every second one, so that the balloon
+/// surrounds them. Some are the first or last page of theirs: whoever discards a page too many beside a block of 4 MiB
+/// meets one.
 pub(super) struct Sentinels {
     pages: [Option<FrozenFrames>; COUNT],
 }
@@ -25,12 +26,15 @@ impl Sentinels {
     /// Takes and fills the pages; fewer where memory is short.
     pub(super) fn place(memory: &Memory<Machine>) -> Self {
         let mut pages = [const { None }; COUNT];
-        for slot in &mut pages {
-            let Ok(block) = memory.alloc_frozen(Order::MAX, Gfp::KERNEL | Gfp::OPTIONAL) else {
-                break;
-            };
-            *slot = Some(keep_one(memory, block));
+        let mut between = [const { None }; COUNT];
+        let block = |gfp| memory.alloc_frozen(Order::MAX, gfp | Gfp::OPTIONAL).ok();
+        for (index, (slot, gap)) in pages.iter_mut().zip(&mut between).enumerate() {
+            let Some(block_of_its_own) = block(Gfp::KERNEL) else { break };
+            *slot = Some(keep_one(memory, block_of_its_own, Place::of(index)));
+            // Movable, as the balloon will ask for it.
+            *gap = block(Gfp::USER);
         }
+        between.into_iter().flatten().for_each(|gap| memory.free_frozen(gap));
         for slot in pages.iter_mut().filter(|slot| slot.is_none()).take(1) {
             *slot = memory.alloc_frozen(Order::ZERO, Gfp::KERNEL).ok();
         }
@@ -71,16 +75,35 @@ pub(super) struct Changed {
     pub(super) expected: u64,
 }
 
-/// Frees all of a block but one page in its middle.
-fn keep_one(memory: &Memory<Machine>, mut block: FrozenFrames) -> FrozenFrames {
-    let mut keep_lower = false;
+/// Where in its block a sentinel lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Middle,
+    First,
+    Last,
+}
+
+impl Place {
+    /// Each in turn.
+    const fn of(index: usize) -> Self {
+        match index % 3 {
+            0 => Self::Middle,
+            1 => Self::First,
+            _ => Self::Last,
+        }
+    }
+}
+
+/// Frees all of a block but one page.
+fn keep_one(memory: &Memory<Machine>, mut block: FrozenFrames, place: Place) -> FrozenFrames {
+    let mut keep_lower = place == Place::First;
     while block.order() > Order::ZERO {
         match memory.split_frozen(block) {
             Ok((lower, upper)) => {
                 let (kept, freed) = if keep_lower { (lower, upper) } else { (upper, lower) };
                 memory.free_frozen(freed);
                 block = kept;
-                keep_lower = true;
+                keep_lower = place != Place::Last;
             }
             Err(error) => return error.block,
         }
