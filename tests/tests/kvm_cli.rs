@@ -162,9 +162,15 @@ fn a_check_refuses_what_a_run_would_refuse() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
     let long = "x".repeat(3000);
+    let prose = dir.path().join("prose");
+    fs::write(
+        &prose,
+        "This is a text of more than sixty-four bytes, and therefore no kernel at all.\n",
+    )
+    .unwrap();
     for (option, value, reason) in [
         ("--kernel", "/nonexistent", "/nonexistent"),
-        ("--kernel", env!("CARGO_MANIFEST_PATH"), "no ELF file"),
+        ("--kernel", prose.to_str().unwrap(), "no ELF file"),
         ("--cmdline", long.as_str(), "2047"),
         ("--memory", "2M", "does not fit"),
     ] {
