@@ -163,7 +163,10 @@ fn race(rcu: Rcu, fill: fn(&Array), write: fn(&Array), read: fn(&Array)) {
 
 /// A reader follows a pointer that the writer unlinks and whose target it then
 /// overwrites as soon as the grace period is over.
-fn rcu_reuse(new: fn() -> Rcu) {
+///
+/// With `is_pushed` a third CPU moves the epoch meanwhile: its step may have scanned before the unlinking, so it must not
+/// count.
+fn rcu_reuse(new: fn() -> Rcu, is_pushed: bool) {
     struct Shared {
         rcu: Rcu,
         link: AtomicPtr<UnsafeCell<u32>>,
@@ -194,6 +197,12 @@ fn rcu_reuse(new: fn() -> Rcu) {
             drop(guard);
         })
     };
+    let pusher = is_pushed.then(|| {
+        let shared = shared.clone();
+        thread::spawn(move || {
+            shared.rcu.is_over(shared.rcu.stamp());
+        })
+    });
     shared.link.store(std::ptr::null_mut(), Ordering::Release);
     let stamp = shared.rcu.stamp();
     if shared.rcu.is_over(stamp) {
@@ -201,18 +210,24 @@ fn rcu_reuse(new: fn() -> Rcu) {
         shared.target.with_mut(|value| unsafe { *value = 2 });
     }
     reader.join().unwrap();
+    pusher.into_iter().for_each(|pusher| pusher.join().unwrap());
     assert!(shared.rcu.is_over(stamp));
 }
 
 #[test]
 fn a_reader_never_sees_an_object_reused() {
-    explore(3, || rcu_reuse(Rcu::new));
+    explore(3, || rcu_reuse(Rcu::new, false));
+}
+
+#[test]
+fn a_reader_never_sees_an_object_reused_while_another_cpu_moves_the_epoch() {
+    explore(3, || rcu_reuse(Rcu::new, true));
 }
 
 #[test]
 #[should_panic(expected = "Concurrent read and write accesses to `UnsafeCell`")]
 fn mutant_grace_periods_that_do_not_wait_let_a_reader_see_an_object_reused() {
-    explore(3, || rcu_reuse(Rcu::new_broken));
+    explore(3, || rcu_reuse(Rcu::new_broken, false));
 }
 
 // ---- Load against erase, shrink and reuse of the nodes ------------------
