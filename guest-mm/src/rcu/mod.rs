@@ -28,8 +28,10 @@ const COUNTERS: usize = if cfg!(loom) { 2 } else { MAX_CPUS };
 ///
 /// A step out of epoch `e` follows a scan that found the bank of `e + 1` empty.
 /// The step under way while the stamp is taken may have scanned before it, so it
-/// does not count; the two after it scan both banks. The stamp's own look at the epoch is relaxed and may be one step old
-/// while another CPU steps: the model with three CPUs fails without the fourth.
+/// does not count; the two after it scan both banks. An argument by the memory
+/// model of C++20 gives three in all; loom, which weakens sequentially consistent
+/// accesses, finds a reader left over with three when a third CPU steps, and none
+/// with four. A grace period that is one step longer costs nothing that matters.
 const STEPS_TO_QUIESCE: u64 = 4;
 
 /// One CPU's readers by bank, on a cache line of its own.
