@@ -15,7 +15,7 @@ use kvm_bindings::{
 use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Host, KvmError, cpuid, regs};
+use super::{KvmError, cpuid, regs};
 use crate::boot::Entry;
 
 /// Pins of the I/O APIC, and so the number of GSIs.
@@ -31,7 +31,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Creates the VM with its memory slots and interrupt controllers.
+    /// Gives a VM its memory slots and interrupt controllers.
     ///
     /// Slots come before the interrupt controllers: the controllers register
     /// on the kernel's I/O bus, and a slot set after that waits milliseconds
@@ -39,8 +39,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`KvmError::Ioctl`].
-    pub(crate) fn new(host: &Host, ram: Arc<HostRam>) -> Result<Self, KvmError> {
-        let vm = create_vm(host)?;
+    pub(crate) fn new(vm: VmFd, ram: Arc<HostRam>) -> Result<Self, KvmError> {
         for (slot, region) in (0..).zip(ram.regions()) {
             let slot = kvm_userspace_memory_region {
                 slot,
@@ -94,7 +93,7 @@ impl Machine {
     /// [`KvmError::Ioctl`].
     pub(crate) fn create_vcpus(
         &self,
-        host: &Host,
+        cpuid: &CpuId,
         count: u8,
         entry: Entry,
     ) -> Result<Vec<VcpuFd>, KvmError> {
@@ -104,27 +103,16 @@ impl Machine {
                 .vm
                 .create_vcpu(id.into())
                 .map_err(|source| KvmError::ioctl("KVM_CREATE_VCPU", source))?;
-            let entries = cpuid::for_vcpu(host.cpuid().as_slice(), id, count);
-            let cpuid = CpuId::from_entries(&entries)
+            let entries = cpuid::for_vcpu(cpuid.as_slice(), id, count);
+            let own = CpuId::from_entries(&entries)
                 .map_err(|_| KvmError::TooManyEntries { what: "KVM_SET_CPUID2" })?;
-            vcpu.set_cpuid2(&cpuid).map_err(|source| KvmError::ioctl("KVM_SET_CPUID2", source))?;
+            vcpu.set_cpuid2(&own).map_err(|source| KvmError::ioctl("KVM_SET_CPUID2", source))?;
             vcpus.push(vcpu);
         }
         if let Some(boot) = vcpus.first() {
             regs::enter_pvh(boot, entry.pc, entry.start_info)?;
         }
         Ok(vcpus)
-    }
-}
-
-/// KVM_CREATE_VM may be interrupted by a signal without having done anything.
-fn create_vm(host: &Host) -> Result<VmFd, KvmError> {
-    loop {
-        match host.kvm().create_vm() {
-            Ok(vm) => return Ok(vm),
-            Err(error) if error.errno() == libc::EINTR => {}
-            Err(source) => return Err(KvmError::ioctl("KVM_CREATE_VM", source)),
-        }
     }
 }
 

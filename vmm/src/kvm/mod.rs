@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 
 /// Device node of KVM.
 pub const DEVICE: &str = "/dev/kvm";
@@ -58,7 +58,6 @@ impl KvmKind {
 pub struct Host {
     kvm: Kvm,
     kind: KvmKind,
-    cpuid: CpuId,
 }
 
 impl Host {
@@ -83,19 +82,7 @@ impl Host {
         }
         let kind = KvmKind::of_this_host()
             .map_err(|source| KvmError::Ioctl { what: "reading /proc/cpuinfo", source })?;
-        let mut cpuid = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(|source| KvmError::ioctl("KVM_GET_SUPPORTED_CPUID", source))?;
-        if kvm.check_extension(Cap::TscDeadlineTimer) {
-            cpuid::offer_tsc_deadline(cpuid.as_mut_slice());
-        }
-        if kind == KvmKind::Software {
-            cpuid::withhold_unrunnable(cpuid.as_mut_slice());
-        }
-        // Kept for the life of the VM: without the room that KVM did not fill.
-        let cpuid = CpuId::from_entries(cpuid.as_slice())
-            .map_err(|_| KvmError::TooManyEntries { what: "KVM_GET_SUPPORTED_CPUID" })?;
-        Ok(Self { kvm, kind, cpuid })
+        Ok(Self { kvm, kind })
     }
 
     /// How it runs ring 0.
@@ -103,14 +90,39 @@ impl Host {
         self.kind
     }
 
-    /// The file for KVM_CREATE_VM.
-    pub(crate) const fn kvm(&self) -> &Kvm {
-        &self.kvm
+    /// Creates a VM in the kernel, without memory.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub(crate) fn create_vm(&self) -> Result<VmFd, KvmError> {
+        loop {
+            match self.kvm.create_vm() {
+                Ok(vm) => return Ok(vm),
+                // Interrupted by a signal without having done anything.
+                Err(error) if error.errno() == libc::EINTR => {}
+                Err(source) => return Err(KvmError::ioctl("KVM_CREATE_VM", source)),
+            }
+        }
     }
 
-    /// CPUID of a vCPU before its own id is filled in.
-    pub(crate) const fn cpuid(&self) -> &CpuId {
-        &self.cpuid
+    /// CPUID of a vCPU before its own id is filled in: what KVM supports and this host can run.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`], or [`KvmError::TooManyEntries`].
+    pub(crate) fn cpuid(&self) -> Result<CpuId, KvmError> {
+        let mut cpuid = self
+            .kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|source| KvmError::ioctl("KVM_GET_SUPPORTED_CPUID", source))?;
+        if self.kvm.check_extension(Cap::TscDeadlineTimer) {
+            cpuid::offer_tsc_deadline(cpuid.as_mut_slice());
+        }
+        if self.kind == KvmKind::Software {
+            cpuid::withhold_unrunnable(cpuid.as_mut_slice());
+        }
+        // Kept for the life of the VM: without the room that KVM did not fill.
+        CpuId::from_entries(cpuid.as_slice())
+            .map_err(|_| KvmError::TooManyEntries { what: "KVM_GET_SUPPORTED_CPUID" })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use abi::console::AGENT_PORT_NAME;
@@ -10,7 +11,8 @@ use devices::balloon::{Balloon, BalloonOptions, ReleaseMode};
 use devices::console::Console;
 use devices::ram::GuestRam;
 use guest_ram::{HostRam, Prefault};
-use kvm_ioctls::VcpuFd;
+use kvm_bindings::CpuId;
+use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::StartError;
@@ -22,8 +24,8 @@ use super::vcpu::{ExitCounters, VcpuEvents, Vcpus};
 use super::window::{MmioWindow, Window};
 use crate::boot::cmdline::{self, DEFAULT_FOR_FILES};
 use crate::boot::{Entry, KernelImage};
-use crate::kvm::Host;
 use crate::kvm::machine::Machine;
+use crate::kvm::{Host, KvmError};
 use crate::line::Line;
 use crate::serial::Com1;
 
@@ -31,6 +33,8 @@ use crate::serial::Com1;
 const BALLOON_SLOT: u16 = 0;
 /// Slot of the console.
 const CONSOLE_SLOT: u16 = 1;
+/// The argument parser's, whose stack the C library has kept: no further memory.
+const KVM_THREAD_STACK: usize = 512 << 10;
 
 /// RAM, devices, kernel, and the machine in the kernel.
 pub(super) struct Chassis {
@@ -47,6 +51,7 @@ pub(super) struct Chassis {
     /// Created and not yet started.
     vcpus: Vec<VcpuFd>,
     host: Host,
+    cpuid: CpuId,
     serial_line: Arc<Line>,
     pub(super) com1: Arc<Com1>,
     pub(super) balloon: Arc<Window<Balloon>>,
@@ -68,7 +73,10 @@ impl Chassis {
         let mut kernel = KernelImage::open(&config.kernel)?;
         let host = Host::open(config.vcpus)?;
         let prefault = if config.prefault { Prefault::All } else { Prefault::OnDemand };
-        let ram = Arc::new(HostRam::new(config.memory_bytes, config.backing, prefault)?);
+        let (created, ram) =
+            beside_kvm(&host, || HostRam::new(config.memory_bytes, config.backing, prefault));
+        let (vm, cpuid) = created?;
+        let ram = Arc::new(ram?);
         let eventfds = |source| StartError::host("Creating an eventfd", source);
         let serial_line = Arc::new(Line::new(SERIAL_GSI).map_err(eventfds)?);
         let com1 = Com1::new(serial_line.clone(), serial_drained, config.started);
@@ -83,7 +91,7 @@ impl Chassis {
         let cmdline = command_line(config, &balloon, &console);
         let entry = kernel.load(ram.memory(), ram.ram_ranges(), &cmdline)?;
         let wiring = Wiring { serial_line: &serial_line, balloon: &balloon, console: &console };
-        let (machine, vcpus) = new_machine(&host, &ram, wiring, config.vcpus, entry)?;
+        let (machine, vcpus) = new_machine(vm, &ram, wiring, (&cpuid, config.vcpus), entry)?;
         let exit_counters = (0..config.vcpus).map(|_| Arc::default()).collect();
         Ok(Self {
             id: config.id.clone(),
@@ -96,6 +104,7 @@ impl Chassis {
             machine: Some(machine),
             vcpus,
             host,
+            cpuid,
             serial_line,
             com1,
             balloon,
@@ -136,7 +145,9 @@ impl Chassis {
             balloon: &self.balloon,
             console: &self.console,
         };
-        let (machine, vcpus) = new_machine(&self.host, &self.ram, wiring, self.vcpu_count, entry)?;
+        let vm = self.host.create_vm()?;
+        let cpus = (&self.cpuid, self.vcpu_count);
+        let (machine, vcpus) = new_machine(vm, &self.ram, wiring, cpus, entry)?;
         (self.machine, self.vcpus) = (Some(machine), vcpus);
         Ok(())
     }
@@ -168,6 +179,24 @@ impl Chassis {
     }
 }
 
+/// Runs `map` while another thread has KVM create a VM and tell its CPUID.
+///
+/// Both take about half a millisecond, which is a good part of the time to the
+/// guest's first instruction. Without a second thread one follows the other.
+fn beside_kvm<T>(host: &Host, map: impl FnOnce() -> T) -> (Result<(VmFd, CpuId), KvmError>, T) {
+    let create = || Ok((host.create_vm()?, host.cpuid()?));
+    thread::scope(|scope| {
+        let builder = thread::Builder::new().name("kvm".into()).stack_size(KVM_THREAD_STACK);
+        let thread = builder.spawn_scoped(scope, create);
+        let mapped = map();
+        let created = match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => create(),
+        };
+        (created, mapped)
+    })
+}
+
 fn new_balloon(config: &VmConfig, ram: &HostRam) -> Result<Balloon, StartError> {
     let options = BalloonOptions { release: ReleaseMode::Deferred, ..BalloonOptions::default() };
     let clock = Arc::new(HostClock(config.started));
@@ -185,17 +214,17 @@ struct Wiring<'a> {
 }
 
 fn new_machine(
-    host: &Host,
+    vm: VmFd,
     ram: &Arc<HostRam>,
     wiring: Wiring<'_>,
-    vcpus: u8,
+    (cpuid, vcpus): (&CpuId, u8),
     entry: Entry,
 ) -> Result<(Machine, Vec<VcpuFd>), StartError> {
-    let machine = Machine::new(host, ram.clone())?;
+    let machine = Machine::new(vm, ram.clone())?;
     machine.connect_line(wiring.serial_line.eventfd(), wiring.serial_line.gsi())?;
     wiring.balloon.connect(&machine)?;
     wiring.console.connect(&machine)?;
-    let vcpus = machine.create_vcpus(host, vcpus, entry)?;
+    let vcpus = machine.create_vcpus(cpuid, vcpus, entry)?;
     Ok((machine, vcpus))
 }
 
