@@ -12,48 +12,27 @@ use std::time::Duration;
 
 use abi::{Pfn, PfnRange};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use guest_mm::platform::Platform;
 use guest_mm::rcu::Rcu;
 use guest_mm::store::{BitmapStore, Block, BlockState, PfnStore, Reservation, XArrayStore};
 use guest_mm::xarray::{Entry, Node, NodeAlloc, XArray};
+
+#[path = "../tests/support/no_ram.rs"]
+mod no_ram;
+
+use no_ram::NoRam;
 
 /// Entries of each map.
 const ENTRIES: u64 = 1 << 16;
 /// Frames of a 1 GiB guest.
 const GIB: u64 = 1 << 18;
 
-struct BenchPlatform;
-
-// SAFETY: `frame_ptr` never returns.
-unsafe impl Platform for BenchPlatform {
-    fn frame_ptr(&self, pfn: Pfn) -> NonNull<u8> {
-        panic!("{pfn} is no frame: this platform has no RAM")
-    }
-    fn frame_of(&self, _address: usize) -> Option<Pfn> {
-        None
-    }
-    fn cpu(&self) -> usize {
-        0
-    }
-    fn irq_save(&self) -> bool {
-        false
-    }
-    fn irq_restore(&self, _was_masked: bool) {}
-    fn now_ns(&self) -> u64 {
-        0
-    }
-    fn relax(&self) {
-        std::hint::spin_loop();
-    }
-}
-
-struct HeapNodes(BenchPlatform);
+struct HeapNodes(NoRam);
 
 // SAFETY: fresh heap memory of the node's layout, freed by `free_node` only.
 unsafe impl NodeAlloc for HeapNodes {
-    type Platform = BenchPlatform;
+    type Platform = NoRam;
 
-    fn platform(&self) -> &BenchPlatform {
+    fn platform(&self) -> &NoRam {
         &self.0
     }
     fn alloc_node(&self) -> Option<NonNull<Node>> {
@@ -67,7 +46,7 @@ unsafe impl NodeAlloc for HeapNodes {
 }
 
 fn array(rcu: &Rcu) -> XArray<'_, HeapNodes> {
-    XArray::new(rcu, HeapNodes(BenchPlatform))
+    XArray::new(rcu, HeapNodes(NoRam))
 }
 
 fn value(n: u64) -> Entry<usize> {
@@ -203,10 +182,10 @@ fn deflate(store: &impl PfnStore) {
 
 fn pfn_stores(criterion: &mut Criterion) {
     let rcu = Rcu::new();
-    let platform = BenchPlatform;
-    let mut words = vec![0; BitmapStore::<BenchPlatform>::words_for(range()).unwrap()];
+    let platform = NoRam;
+    let mut words = vec![0; BitmapStore::<NoRam>::words_for(range()).unwrap()];
     let bitmap = BitmapStore::new(&platform, range(), &mut words).unwrap();
-    let xarray = XArrayStore::new(&rcu, HeapNodes(BenchPlatform), range());
+    let xarray = XArrayStore::new(&rcu, HeapNodes(NoRam), range());
     let mut group = criterion.benchmark_group("pfn store, per page");
     // Time per element is time per page, whatever the order.
     group.throughput(Throughput::Elements(GIB));

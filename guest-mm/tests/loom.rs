@@ -6,18 +6,19 @@
 //! evidence, not proof.
 #![cfg(loom)]
 
-use core::ptr::NonNull;
-
-use abi::Pfn;
 use guest_mm::memdesc::{
     Block, BlockKind, DriverId, Hold, Memdesc, Offline, Order, TransitionError, Word, WordCell,
 };
-use guest_mm::platform::Platform;
 use guest_mm::sync::{LockClass, SpinLock};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
+
+#[path = "support/no_ram.rs"]
+mod no_ram;
+
+use no_ram::NoRam;
 
 fn offline(hold: Hold) -> Word {
     let (order, driver) = (Order::ZERO, DriverId::BALLOON);
@@ -170,37 +171,6 @@ fn of_two_frees_of_one_block_one_wins() {
     });
 }
 
-struct LoomPlatform;
-
-// SAFETY: there is no memory; no model asks for a frame.
-unsafe impl Platform for LoomPlatform {
-    fn frame_ptr(&self, pfn: Pfn) -> NonNull<u8> {
-        unreachable!("{pfn:?}")
-    }
-
-    fn frame_of(&self, _address: usize) -> Option<Pfn> {
-        None
-    }
-
-    fn cpu(&self) -> usize {
-        0
-    }
-
-    fn irq_save(&self) -> bool {
-        false
-    }
-
-    fn irq_restore(&self, _was_masked: bool) {}
-
-    fn now_ns(&self) -> u64 {
-        0
-    }
-
-    fn relax(&self) {
-        thread::yield_now();
-    }
-}
-
 #[test]
 fn the_lock_admits_one_at_a_time_and_publishes_what_was_written() {
     loom::model(|| {
@@ -209,7 +179,7 @@ fn the_lock_admits_one_at_a_time_and_publishes_what_was_written() {
             .map(|_| {
                 let lock = Arc::clone(&lock);
                 thread::spawn(move || {
-                    let mut guard = lock.lock(&LoomPlatform);
+                    let mut guard = lock.lock(&NoRam);
                     guard.0 += 1;
                     guard.1 += 1;
                 })
@@ -218,7 +188,7 @@ fn the_lock_admits_one_at_a_time_and_publishes_what_was_written() {
         for other in others {
             other.join().unwrap();
         }
-        let guard = lock.lock(&LoomPlatform);
+        let guard = lock.lock(&NoRam);
         assert_eq!(*guard, (2, 2));
     });
 }
@@ -229,14 +199,14 @@ fn a_try_fails_or_has_the_lock_alone() {
         let lock = Arc::new(SpinLock::new(LockClass::Balloon, 0u64));
         let other = Arc::clone(&lock);
         let there = thread::spawn(move || {
-            let mut guard = other.lock(&LoomPlatform);
+            let mut guard = other.lock(&NoRam);
             *guard += 1;
         });
-        let here = lock.try_lock(&LoomPlatform).is_some_and(|mut guard| {
+        let here = lock.try_lock(&NoRam).is_some_and(|mut guard| {
             *guard += 1;
             true
         });
         there.join().unwrap();
-        assert_eq!(*lock.lock(&LoomPlatform), 1 + u64::from(here));
+        assert_eq!(*lock.lock(&NoRam), 1 + u64::from(here));
     });
 }

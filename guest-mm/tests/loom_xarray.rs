@@ -12,14 +12,17 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::cell::RefCell;
 use std::ptr::NonNull;
 
-use abi::Pfn;
-use guest_mm::platform::Platform;
 use guest_mm::rcu::Rcu;
 use guest_mm::xarray::{Content, Entry, Mutant, Node, NodeAlloc, XArray};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicPtr, Ordering};
 use loom::thread;
+
+#[path = "support/no_ram.rs"]
+mod no_ram;
+
+use no_ram::NoRam;
 
 /// Explores `model` with at most `preemptions` involuntary switches.
 fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
@@ -28,40 +31,9 @@ fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
-struct LoomPlatform;
-
-// SAFETY: `frame_ptr` never returns.
-unsafe impl Platform for LoomPlatform {
-    fn frame_ptr(&self, pfn: Pfn) -> NonNull<u8> {
-        panic!("{pfn} is no frame")
-    }
-
-    fn frame_of(&self, _address: usize) -> Option<Pfn> {
-        None
-    }
-
-    fn cpu(&self) -> usize {
-        0
-    }
-
-    fn irq_save(&self) -> bool {
-        false
-    }
-
-    fn irq_restore(&self, _was_masked: bool) {}
-
-    fn now_ns(&self) -> u64 {
-        0
-    }
-
-    fn relax(&self) {
-        thread::yield_now();
-    }
-}
-
 /// Nodes from the heap that are handed out again at once and freed at the end.
 struct Nodes {
-    platform: LoomPlatform,
+    platform: NoRam,
     // Only the writer allocates and frees: the mutex is never contended, and
     // loom need not know of it.
     free: std::sync::Mutex<Vec<usize>>,
@@ -70,15 +42,15 @@ struct Nodes {
 
 impl Nodes {
     fn new() -> Self {
-        Self { platform: LoomPlatform, free: Default::default(), all: Default::default() }
+        Self { platform: NoRam, free: Default::default(), all: Default::default() }
     }
 }
 
 // SAFETY: heap memory of the node's layout, which stays until the end.
 unsafe impl NodeAlloc for Nodes {
-    type Platform = LoomPlatform;
+    type Platform = NoRam;
 
-    fn platform(&self) -> &LoomPlatform {
+    fn platform(&self) -> &NoRam {
         &self.platform
     }
 

@@ -7,7 +7,7 @@ use guest_mm::store::{
 };
 use guest_mm::xarray::Node;
 
-use super::support::{HeapNodes, HostPlatform};
+use super::support::{HeapNodes, NoRam};
 use super::{block, pfn, put, range};
 
 /// Frames of a 1 GiB guest.
@@ -136,8 +136,8 @@ fn a_split_without_memory_is_refused_and_the_block_stays_whole() {
 
 #[test]
 fn a_split_of_a_block_that_changed_is_refused() {
-    let platform = HostPlatform;
-    let mut words = vec![0; BitmapStore::<HostPlatform>::words_for(range(0, 4096)).unwrap()];
+    let platform = NoRam;
+    let mut words = vec![0; BitmapStore::<NoRam>::words_for(range(0, 4096)).unwrap()];
     let bitmap = BitmapStore::new(&platform, range(0, 4096), &mut words).unwrap();
     let nodes = HeapNodes::new();
     let rcu = Rcu::new();
@@ -172,8 +172,8 @@ fn bytes_per_inflated_page_are_what_the_design_says() {
     assert!((0.14..0.17).contains(&per_page(9)));
     assert!((0.14..0.17).contains(&per_page(10)));
 
-    let platform = HostPlatform;
-    let mut words = vec![0; BitmapStore::<HostPlatform>::words_for(range(0, GIB)).unwrap()];
+    let platform = NoRam;
+    let mut words = vec![0; BitmapStore::<NoRam>::words_for(range(0, GIB)).unwrap()];
     let bitmap = BitmapStore::new(&platform, range(0, GIB), &mut words).unwrap();
     assert_eq!(bitmap.bytes_used() as u64 * 4, GIB);
     assert_eq!(size_of::<Node>(), 576);
@@ -181,8 +181,8 @@ fn bytes_per_inflated_page_are_what_the_design_says() {
 
 #[test]
 fn a_bitmap_store_refuses_too_few_words() {
-    let platform = HostPlatform;
-    let wanted = BitmapStore::<HostPlatform>::words_for(range(7, 4096)).unwrap();
+    let platform = NoRam;
+    let wanted = BitmapStore::<NoRam>::words_for(range(7, 4096)).unwrap();
     assert_eq!(wanted, 128);
     let mut words = vec![0; wanted - 1];
     assert!(BitmapStore::new(&platform, range(7, 4096), &mut words).is_none());
@@ -195,8 +195,8 @@ fn threads_that_inflate_and_deflate_at_once_leave_an_empty_store() {
     let xarray = XArrayStore::new(&rcu, &nodes, range(0, 3 << 14));
     hammer(&xarray);
     xarray.array().validate().unwrap();
-    let platform = HostPlatform;
-    let mut words = vec![0; BitmapStore::<HostPlatform>::words_for(range(0, 3 << 14)).unwrap()];
+    let platform = NoRam;
+    let mut words = vec![0; BitmapStore::<NoRam>::words_for(range(0, 3 << 14)).unwrap()];
     hammer(&BitmapStore::new(&platform, range(0, 3 << 14), &mut words).unwrap());
 }
 

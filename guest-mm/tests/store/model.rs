@@ -9,7 +9,7 @@ use guest_mm::store::{
 };
 use proptest::prelude::*;
 
-use super::support::{HeapNodes, HostPlatform};
+use super::support::{HeapNodes, NoRam};
 use super::{pfn, range};
 
 /// The stores cover these frames: neither end is aligned to a large block.
@@ -210,9 +210,9 @@ proptest! {
     fn the_bitmap_store_agrees_with_the_map(
         ops in proptest::collection::vec((op(), frame()), 1..60)
     ) {
-        let platform = HostPlatform;
+        let platform = NoRam;
         let range = range(START, END);
-        let mut words = vec![u64::MAX; BitmapStore::<HostPlatform>::words_for(range).unwrap()];
+        let mut words = vec![u64::MAX; BitmapStore::<NoRam>::words_for(range).unwrap()];
         let store = BitmapStore::new(&platform, range, &mut words).unwrap();
         let mut model = Model::default();
         for (op, probe) in ops {

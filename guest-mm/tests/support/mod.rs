@@ -1,51 +1,20 @@
-//! A host platform and a heap allocator of nodes that fails on demand.
+//! A platform without RAM and a heap allocator of nodes that fails on demand.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 
-use abi::Pfn;
-use guest_mm::platform::Platform;
 use guest_mm::xarray::{Node, NodeAlloc};
 
-/// A machine without RAM: enough for locks and read sections.
-#[derive(Debug, Default)]
-pub struct HostPlatform;
+mod no_ram;
 
-// SAFETY: `frame_ptr` never returns.
-unsafe impl Platform for HostPlatform {
-    fn frame_ptr(&self, pfn: Pfn) -> NonNull<u8> {
-        panic!("{pfn} is no frame: this platform has no RAM")
-    }
-
-    fn frame_of(&self, _address: usize) -> Option<Pfn> {
-        None
-    }
-
-    fn cpu(&self) -> usize {
-        0
-    }
-
-    fn irq_save(&self) -> bool {
-        false
-    }
-
-    fn irq_restore(&self, _was_masked: bool) {}
-
-    fn now_ns(&self) -> u64 {
-        0
-    }
-
-    fn relax(&self) {
-        std::thread::yield_now();
-    }
-}
+pub use no_ram::NoRam;
 
 /// Nodes from the heap. Counts them, and fails when told to.
 #[derive(Debug)]
 pub struct HeapNodes {
-    platform: HostPlatform,
+    platform: NoRam,
     live: AtomicUsize,
     allocated: AtomicUsize,
     /// Allocations that still succeed; negative for no limit.
@@ -55,7 +24,7 @@ pub struct HeapNodes {
 impl HeapNodes {
     pub fn new() -> Self {
         Self {
-            platform: HostPlatform,
+            platform: NoRam,
             live: AtomicUsize::new(0),
             allocated: AtomicUsize::new(0),
             budget: AtomicIsize::new(-1),
@@ -84,9 +53,9 @@ impl HeapNodes {
 
 // SAFETY: fresh heap memory of the node's layout, freed by `free_node` only.
 unsafe impl NodeAlloc for &HeapNodes {
-    type Platform = HostPlatform;
+    type Platform = NoRam;
 
-    fn platform(&self) -> &HostPlatform {
+    fn platform(&self) -> &NoRam {
         &self.platform
     }
 
