@@ -72,7 +72,7 @@ impl Output {
         Some(file.as_raw_fd())
     }
 
-    /// Writes what the file takes now. Returns whether everything went out.
+    /// Writes what the file takes in one turn. Returns whether the file took all that it was offered.
     ///
     /// A reader that is gone closes the output: later bytes are dropped.
     pub(crate) fn drain(&mut self, queue: &OutputQueue) -> bool {
@@ -101,7 +101,13 @@ impl Output {
 
     /// Writes what is left, waiting for the reader for at most `timeout_ms` each time it is slow.
     pub(crate) fn finish(&mut self, queue: &OutputQueue, timeout_ms: i32) {
-        while !self.drain(queue) {
+        loop {
+            if self.drain(queue) {
+                if queue.is_empty() {
+                    return;
+                }
+                continue;
+            }
             let Some(fd) = self.poll_fd() else { return };
             if !poll_writable(fd, timeout_ms) {
                 log::warn!("serial: the reader is stuck, output is dropped");

@@ -10,6 +10,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Most bytes that wait for a slow reader; more are dropped.
 pub(crate) const CAPACITY: usize = 64 << 10;
+/// Bytes offered to the file at once.
+const CHUNK: usize = 4096;
+/// Writes in one turn of the event loop: what empties a full queue.
+const CHUNKS_PER_TURN: usize = CAPACITY / CHUNK;
 
 /// A bounded byte queue that never blocks its writer.
 pub(crate) struct OutputQueue {
@@ -58,9 +62,11 @@ impl OutputQueue {
         }
     }
 
-    /// Hands the front part of the queue to `write` until it takes nothing, and drops what it took.
+    /// Hands the front part of the queue to `write` until nothing is left, and drops what it took.
     ///
-    /// `write` runs without the lock, on a copy of at most a page.
+    /// `write` runs without the lock, on a copy of at most a page. A guest that
+    /// fills the queue as fast as it is emptied does not hold the caller: after
+    /// [`CHUNKS_PER_TURN`] the rest waits for [`Self::wake`], which is readable then.
     ///
     /// # Errors
     /// What `write` returned; the bytes that it was offered stay queued.
@@ -69,25 +75,29 @@ impl OutputQueue {
         mut write: impl FnMut(&[u8]) -> io::Result<usize>,
     ) -> io::Result<()> {
         let mut chunk = Vec::new();
-        loop {
+        for _ in 0..CHUNKS_PER_TURN {
             chunk.clear();
-            chunk.extend(self.lock().iter().take(4096));
+            chunk.extend(self.lock().iter().take(CHUNK));
             if chunk.is_empty() {
                 return Ok(());
             }
             let taken = write(&chunk)?.min(chunk.len());
+            if taken == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
             // There is one reader, the event loop, so the front is still what was copied.
             self.lock().drain(..taken);
         }
+        self.wake.write(1).ok();
+        Ok(())
     }
 
-    /// Readable when bytes came into the empty queue.
+    /// Readable when bytes came into the empty queue, or when a turn ended before the queue did.
     pub(crate) fn wake(&self) -> &EventFd {
         &self.wake
     }
 
     /// Whether all has been written out.
-    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }

@@ -52,6 +52,25 @@ fn a_reader_that_never_reads_costs_bounded_memory_and_no_waiting() {
     }
 }
 
+/// A drain once went on for as long as the guest wrote, and the event loop served nobody else.
+#[test]
+fn a_guest_that_writes_without_end_does_not_hold_the_event_loop() {
+    let com1 = com1();
+    let queue = com1.output();
+    queue.push(b"x");
+    queue.wake().read().expect("the first byte wakes");
+    let mut offered = 0;
+    let drained = queue.drain(|bytes| {
+        offered += bytes.len();
+        assert!(offered <= 2 * queue::CAPACITY, "the turn has no end");
+        queue.push(&[b'x'; 4096]);
+        Ok(bytes.len())
+    });
+    drained.expect("nothing failed");
+    assert!(!queue.is_empty());
+    assert!(queue.wake().read().is_ok(), "the rest has its turn later");
+}
+
 fn socket_pair() -> (File, File) {
     let (a, b) = UnixStream::pair().expect("socket pair");
     (File::from(OwnedFd::from(a)), File::from(OwnedFd::from(b)))
