@@ -9,6 +9,8 @@ use system_tests::kvm::kvm_or_skip;
 use system_tests::vm::{TestVm, scaled, wait_for};
 
 const MIB: u64 = 1 << 20;
+/// Every backing that there is.
+const BACKINGS: [&str; 2] = ["anon", "memfd"];
 
 /// Guest RAM: what the acceptance asks for, or what the lab's CPU bears.
 fn ram() -> u64 {
@@ -72,7 +74,7 @@ fn deflated_pages_read_zero_and_other_data_stays() {
     if !kvm_or_skip() {
         return;
     }
-    for backing in ["anon", "memfd"] {
+    for backing in BACKINGS {
         let vm = TestVm::start(ram(), &["--backing", backing]);
         vm.exec_ok("touch", &["all"]);
         vm.resize(ram() / 2);
@@ -98,7 +100,7 @@ fn cycles_leave_the_vmm_no_larger() {
     if !kvm_or_skip() {
         return;
     }
-    for backing in ["anon", "memfd"] {
+    for backing in BACKINGS {
         let vm = TestVm::start(ram(), &["--backing", backing]);
         let cycle = || {
             assert_eq!(vm.resize(ram() / 4).state, OperationState::Reached);
@@ -118,12 +120,14 @@ fn any_target_in_pages_is_reached_exactly() {
     if !kvm_or_skip() {
         return;
     }
-    let vm = TestVm::start(ram(), &[]);
-    for pages in [1, 255, 256, 257, 9473, 1023, 3, 0] {
-        let operation = vm.resize(pages * 4096);
-        assert_eq!(operation.state, OperationState::Reached, "{operation:?}");
-        assert_eq!(operation.actual_bytes, pages * 4096);
-        vm.exec_ok("census", &[]);
+    for backing in BACKINGS {
+        let vm = TestVm::start(ram(), &["--backing", backing]);
+        for pages in [1, 255, 256, 257, 9473, 1023, 3, 0] {
+            let operation = vm.resize(pages * 4096);
+            assert_eq!(operation.state, OperationState::Reached, "{operation:?}");
+            assert_eq!(operation.actual_bytes, pages * 4096);
+            vm.exec_ok("census", &[]);
+        }
     }
 }
 
@@ -132,13 +136,18 @@ fn retargeting_in_flight_converges_on_the_last() {
     if !kvm_or_skip() {
         return;
     }
-    let vm = TestVm::start(ram(), &[]);
-    let targets = [ram() / 2, 7 * MIB, ram() / 4, 4096, ram() / 3 / 4096 * 4096];
-    let begun: Vec<_> = targets.iter().map(|&t| vm.begin_resize(t)).collect();
-    let last = begun.last().expect("there are some");
-    assert_eq!(vm.finish_resize(last.id).state, OperationState::Reached);
-    assert_eq!(vm.client().balloon_status().expect("an answer").actual_bytes, last.target_bytes);
-    vm.exec_ok("census", &[]);
+    for backing in BACKINGS {
+        let vm = TestVm::start(ram(), &["--backing", backing]);
+        let targets = [ram() / 2, 7 * MIB, ram() / 4, 4096, ram() / 3 / 4096 * 4096];
+        let begun: Vec<_> = targets.iter().map(|&t| vm.begin_resize(t)).collect();
+        let last = begun.last().expect("there are some");
+        assert_eq!(vm.finish_resize(last.id).state, OperationState::Reached);
+        assert_eq!(
+            vm.client().balloon_status().expect("an answer").actual_bytes,
+            last.target_bytes
+        );
+        vm.exec_ok("census", &[]);
+    }
 }
 
 #[test]
@@ -146,15 +155,17 @@ fn pause_keeps_target_and_actual_and_a_target_set_meanwhile_is_followed_after() 
     if !kvm_or_skip() {
         return;
     }
-    let vm = TestVm::start(ram(), &[]);
-    vm.resize(16 * MIB);
-    vm.client().set_run_state(RunState::Paused).expect("it can pause");
-    let operation = vm.begin_resize(32 * MIB);
-    assert_eq!(operation.state, OperationState::Running);
-    let status = vm.client().balloon_status().expect("an answer");
-    assert_eq!((status.target_bytes, status.actual_bytes), (32 * MIB, 16 * MIB));
-    vm.client().set_run_state(RunState::Resumed).expect("it can resume");
-    assert_eq!(vm.finish_resize(operation.id).state, OperationState::Reached);
+    for backing in BACKINGS {
+        let vm = TestVm::start(ram(), &["--backing", backing]);
+        vm.resize(16 * MIB);
+        vm.client().set_run_state(RunState::Paused).expect("it can pause");
+        let operation = vm.begin_resize(32 * MIB);
+        assert_eq!(operation.state, OperationState::Running);
+        let status = vm.client().balloon_status().expect("an answer");
+        assert_eq!((status.target_bytes, status.actual_bytes), (32 * MIB, 16 * MIB));
+        vm.client().set_run_state(RunState::Resumed).expect("it can resume");
+        assert_eq!(vm.finish_resize(operation.id).state, OperationState::Reached);
+    }
 }
 
 #[test]
@@ -162,23 +173,26 @@ fn a_reboot_keeps_the_target_and_the_guest_inflates_anew() {
     if !kvm_or_skip() {
         return;
     }
-    let vm = TestVm::start(ram(), &["--on-reset", "reboot"]);
-    vm.resize(32 * MIB);
-    let before = vm.client().balloon_status().expect("an answer");
-    // The scenario ends with the machine: no exit code comes.
-    let request = aerostat_api::guest::ExecRequest { scenario: "reset".into(), args: Vec::new() };
-    let reset = vm.client().exec(&request).expect("the scenario begins");
-    drop(reset);
-    wait_for("the balloon to be inflated anew", || {
-        let now = vm.client().balloon_status().ok()?;
-        assert_eq!(now.target_bytes, 32 * MIB, "the target survives");
-        let again = now.claimed_bytes >= before.claimed_bytes + 32 * MIB;
-        (again && now.actual_bytes == 32 * MIB).then_some(())
-    });
-    wait_for("the agent", || {
-        vm.client().scenarios().is_ok_and(|s| !s.scenarios.is_empty()).then_some(())
-    });
-    vm.exec_ok("census", &[]);
+    for backing in BACKINGS {
+        let vm = TestVm::start(ram(), &["--on-reset", "reboot", "--backing", backing]);
+        vm.resize(32 * MIB);
+        let before = vm.client().balloon_status().expect("an answer");
+        // The scenario ends with the machine: no exit code comes.
+        let request =
+            aerostat_api::guest::ExecRequest { scenario: "reset".into(), args: Vec::new() };
+        let reset = vm.client().exec(&request).expect("the scenario begins");
+        drop(reset);
+        wait_for("the balloon to be inflated anew", || {
+            let now = vm.client().balloon_status().ok()?;
+            assert_eq!(now.target_bytes, 32 * MIB, "the target survives");
+            let again = now.claimed_bytes >= before.claimed_bytes + 32 * MIB;
+            (again && now.actual_bytes == 32 * MIB).then_some(())
+        });
+        wait_for("the agent", || {
+            vm.client().scenarios().is_ok_and(|s| !s.scenarios.is_empty()).then_some(())
+        });
+        vm.exec_ok("census", &[]);
+    }
 }
 
 #[test]
@@ -186,13 +200,15 @@ fn a_target_above_what_the_guest_can_give_ends_stalled_and_the_vm_keeps_serving(
     if !kvm_or_skip() {
         return;
     }
-    let vm = TestVm::start(scaled(64 * MIB, 64 * MIB), &[]);
-    let operation = vm.resize(64 * MIB);
-    assert_eq!(operation.state, OperationState::Stalled, "{operation:?}");
-    assert!(operation.deficit_bytes > 0 && operation.actual_bytes > 32 * MIB, "{operation:?}");
-    vm.exec_ok("census", &[]);
-    assert_eq!(vm.resize(0).state, OperationState::Reached);
-    vm.exec_ok("verify", &[]);
+    for backing in BACKINGS {
+        let vm = TestVm::start(64 * MIB, &["--backing", backing]);
+        let operation = vm.resize(64 * MIB);
+        assert_eq!(operation.state, OperationState::Stalled, "{operation:?}");
+        assert!(operation.deficit_bytes > 0 && operation.actual_bytes > 32 * MIB, "{operation:?}");
+        vm.exec_ok("census", &[]);
+        assert_eq!(vm.resize(0).state, OperationState::Reached);
+        vm.exec_ok("verify", &[]);
+    }
 }
 
 #[test]

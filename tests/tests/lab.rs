@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use system_tests::binary::workspace_root;
+use system_tests::kvm::say_loudly;
 use system_tests::lab::{LabRun, PACKAGES_MISSING, inside_lab};
 
 /// Seconds that the whole suite may take on the emulated CPU.
@@ -30,7 +31,7 @@ fn kvm_tests_and_demo_pass_on_hardware_kvm() {
     if outcome.status == PACKAGES_MISSING {
         let required = std::env::var("KVM_TESTS").is_ok_and(|v| v == "required");
         assert!(!required, "KVM_TESTS=required, but: {}", outcome.complaints);
-        eprintln!("SKIPPED: no hardware KVM tested: {}", outcome.complaints);
+        say_loudly(&format!("SKIPPED: no hardware KVM tested: {}", outcome.complaints));
         return;
     }
     println!("{}", outcome.console);
