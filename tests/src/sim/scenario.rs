@@ -385,6 +385,8 @@ impl<'m, S: PfnStore> Run<'m, S> {
     /// Lets everybody work until `target` is reached and all is quiet.
     fn bring_to(&mut self, target: u64) -> Result<(), Violation> {
         self.host.borrow_mut().set_target(target);
+        // A hostile host's last blow may be met only now, by a driver with no restart left.
+        let mut may_restart = self.scenario.is_hostile;
         for _ in 0..MAX_SETTLE_STEPS {
             if self.host.borrow_mut().take_interrupt() {
                 self.driver().interrupt();
@@ -403,7 +405,13 @@ impl<'m, S: PfnStore> Run<'m, S> {
             }
             match wake {
                 Wake::At(at) => self.machine.advance(at.saturating_sub(self.machine.now())),
-                Wake::Now | Wake::OnInterrupt => break,
+                Wake::Now | Wake::OnInterrupt => {
+                    let has_given_up = self.driver().status().phase == BalloonPhase::Failed;
+                    if !std::mem::take(&mut may_restart) || !has_given_up {
+                        break;
+                    }
+                    self.restart_driver();
+                }
             }
         }
         let actual = self.driver().status().actual.get();
