@@ -77,7 +77,7 @@ fn print(name: &str, order: u32, mut rounds: Vec<Figures>) {
 }
 
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement, which takes long and asserts nothing"]
 fn bookkeeping_of_each_store() {
     println!("{TARGET} pages, medians of {ROUNDS} rounds:");
     for order in [0, 10] {
