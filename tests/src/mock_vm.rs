@@ -176,14 +176,14 @@ impl State {
             VmRequest::SetBalloonTarget { target, deadline, reply } => {
                 answer(reply, self.begin(target, deadline));
             }
-            VmRequest::Balloon(reply) => answer(reply, self.balloon()),
+            VmRequest::Balloon(reply) => answer(reply, Ok(self.balloon())),
             VmRequest::Operation { id, reply } => {
                 self.step();
                 let found = match id {
                     Some(id) => self.operations.iter().find(|operation| operation.id == id),
                     None => self.operations.last(),
                 };
-                answer(reply, found.cloned());
+                answer(reply, Ok(found.cloned()));
             }
             VmRequest::Exec { scenario, args, reply, events } => {
                 answer(reply, self.exec(&scenario, &args, events));

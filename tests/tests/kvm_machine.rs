@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use abi::PageCount;
 use aerostat::boot::BootError;
 use aerostat::kvm::{Host, KvmKind};
-use aerostat::vm::config::{Kernel, OnReset, SerialPort, VmConfig};
+use aerostat::vm::config::{BalloonConfig, Kernel, OnReset, SerialPort, VmConfig};
 use aerostat::vm::exit::{ExitReason, InternalCause};
 use aerostat::vm::handle::{OperationState, VmError, VmHandle, VmRequest, VmState};
 use aerostat::vm::{StartError, Vm};
@@ -204,7 +204,7 @@ fn hostile_register_accesses_are_survived_and_counted() {
         .print("alive")
         .spin();
     let vm = start(config(&payload)).printed("alive");
-    let balloon = vm.ask(VmRequest::Balloon);
+    let balloon = vm.ask(VmRequest::Balloon).expect("a balloon");
     assert_eq!((balloon.target, balloon.actual), (PageCount::ZERO, PageCount::ZERO));
     assert!(!balloon.driver_ready);
     let metrics = vm.ask(VmRequest::Metrics);
@@ -279,7 +279,8 @@ fn a_target_without_a_driver_stalls_and_says_why_and_a_later_one_supersedes_it()
         return;
     }
     let mut config = config(&Payload::new().spin());
-    config.balloon.stall_after = Duration::from_millis(10);
+    config.balloon =
+        Some(BalloonConfig { stall_after: Duration::from_millis(10), ..BalloonConfig::default() });
     let vm = start(config);
     let set = |pages: u64| {
         vm.ask(|reply| VmRequest::SetBalloonTarget {
@@ -288,7 +289,7 @@ fn a_target_without_a_driver_stalls_and_says_why_and_a_later_one_supersedes_it()
             reply,
         })
     };
-    let get = |id| vm.ask(|reply| VmRequest::Operation { id, reply });
+    let get = |id| vm.ask(|reply| VmRequest::Operation { id, reply }).expect("a balloon");
     assert_eq!(get(None), None);
     let begun = set(256).expect("a possible target");
     assert_eq!((begun.id, begun.state), (1, OperationState::Running));
@@ -304,7 +305,7 @@ fn a_target_without_a_driver_stalls_and_says_why_and_a_later_one_supersedes_it()
         Err(VmError::TargetAboveRam { target_bytes: ram_bytes + 4096, ram_bytes })
     );
     assert_eq!(
-        vm.ask(VmRequest::Balloon).target,
+        vm.ask(VmRequest::Balloon).expect("a balloon").target,
         PageCount::new(128),
         "the refused one changed nothing"
     );
@@ -322,9 +323,9 @@ fn a_reboot_empties_ram_and_keeps_the_target() {
     let payload = payload.store32(SCRATCH_GPA, 7).reset();
     let mut config = config(&payload);
     config.on_reset = OnReset::Reboot;
-    config.balloon.target = PageCount::new(64);
+    config.balloon = Some(BalloonConfig { target: PageCount::new(64), ..BalloonConfig::default() });
     let vm = start(config).printed("000");
-    assert_eq!(vm.ask(VmRequest::Balloon).target, PageCount::new(64));
+    assert_eq!(vm.ask(VmRequest::Balloon).expect("a balloon").target, PageCount::new(64));
     let (reason, output) = vm.stop();
     assert_eq!(reason, ExitReason::Stopped { by_guest: false });
     assert!(output.bytes().all(|byte| byte == b'0'), "{output}");

@@ -9,8 +9,24 @@ pub const MMIO_GAP_START: u64 = 0xc000_0000;
 pub const MMIO_GAP_END: u64 = 0x1_0000_0000;
 /// First virtio-mmio window (as in Firecracker); windows follow each other.
 pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
-/// GSI of the first virtio-mmio window; the next has the next one.
-pub const VIRTIO_MMIO_FIRST_GSI: u32 = 5;
+/// Number of virtio-mmio windows that can have a device: one for each GSI that is left.
+pub const VIRTIO_MMIO_SLOTS: u16 = 18;
+/// GSI of the first virtio-mmio window.
+const VIRTIO_MMIO_FIRST_GSI: u32 = 5;
+/// GSI of ACPI's system control interrupt.
+pub const SCI_GSI: u32 = 9;
+
+/// GSI of virtio-mmio window number `slot`: 5, 6, 7, 8, then from 10 to 23, which is the I/O APIC's last pin.
+///
+/// `None` from [`VIRTIO_MMIO_SLOTS`] on.
+pub const fn virtio_mmio_gsi(slot: u16) -> Option<u32> {
+    if slot >= VIRTIO_MMIO_SLOTS {
+        return None;
+    }
+    let gsi = VIRTIO_MMIO_FIRST_GSI + slot as u32;
+    Some(if gsi < SCI_GSI { gsi } else { gsi + 1 })
+}
+
 /// Largest guest RAM.
 pub const MAX_RAM_BYTES: u64 = 64 << 30;
 /// Largest number of vCPUs.
@@ -35,3 +51,17 @@ pub const PVPANIC_PANICKED: u8 = 1;
 pub const PM1A_CONTROL_PORT: u16 = 0x604;
 /// 16-bit value that powers the machine off: SLP_EN with SLP_TYP 0 (QEMU's S5).
 pub const PM1A_SLEEP_S5: u16 = 0x2000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_have_distinct_lines_that_nothing_else_has() {
+        let expected = [5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+        assert!((0..VIRTIO_MMIO_SLOTS).map(virtio_mmio_gsi).eq(expected.map(Some)));
+        assert!(!expected.contains(&SCI_GSI) && !expected.contains(&SERIAL_GSI));
+        assert_eq!(virtio_mmio_gsi(VIRTIO_MMIO_SLOTS), None);
+        assert_eq!(virtio_mmio_gsi(u16::MAX), None);
+    }
+}

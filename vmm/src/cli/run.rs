@@ -52,7 +52,7 @@ fn configure(options: RunOptions, id: String, started: Instant) -> VmConfig {
         backing: options.memory.backing,
         prefault: options.prefault,
         on_reset: options.on_reset.into(),
-        balloon: BalloonConfig { target: balloon.target, ..BalloonConfig::default() },
+        balloon: Some(BalloonConfig { target: balloon.target, ..BalloonConfig::default() }),
         ..VmConfig::new(started)
     }
 }
@@ -74,7 +74,12 @@ fn check(config: &VmConfig, socket: &Path) -> Result<u8, Failure> {
         ("memory", format!("{}, {}", output::size(config.memory_bytes), config.backing)),
         ("vcpus", config.vcpus.to_string()),
         ("kernel", kernel),
-        ("balloon", output::size(config.balloon.target.bytes())),
+        (
+            "balloon",
+            config
+                .balloon
+                .map_or("none".to_owned(), |balloon| output::size(balloon.target.bytes())),
+        ),
         ("socket", socket.display().to_string()),
     ])?;
     Ok(exit_code::SUCCESS)

@@ -52,7 +52,9 @@ impl From<VmError> for Refusal {
             VmError::TargetAboveRam { .. } | VmError::RequestTooLong { .. } => {
                 StatusCode::BAD_REQUEST
             }
-            VmError::NoAgent | VmError::Busy { .. } | VmError::Paused => StatusCode::CONFLICT,
+            VmError::NoBalloon | VmError::NoAgent | VmError::Busy { .. } | VmError::Paused => {
+                StatusCode::CONFLICT
+            }
             VmError::NoSuchScenario { .. } => StatusCode::NOT_FOUND,
             VmError::Gone => StatusCode::SERVICE_UNAVAILABLE,
             VmError::Host(_) => StatusCode::INTERNAL_SERVER_ERROR,

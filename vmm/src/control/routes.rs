@@ -44,7 +44,7 @@ pub(super) async fn serve(control: &Rc<Control>, call: Call) -> Result<Answer, R
             Ok(ok(&convert::machine_config(&control.ask(VmRequest::Info).await?)))
         }
         Route::BalloonConfig => {
-            Ok(ok(&convert::balloon_config(&control.ask(VmRequest::Balloon).await?)))
+            Ok(ok(&convert::balloon_config(&control.ask(VmRequest::Balloon).await??)))
         }
         Route::UpdateBalloon => update_balloon(control, &call.body).await,
         Route::BalloonStatus => balloon_status(control).await,
@@ -103,7 +103,7 @@ async fn set_run_state(control: &Control, body: &[u8]) -> Result<Answer, Refusal
 
 async fn vm_config(control: &Control) -> Result<Answer, Refusal> {
     let vm = control.ask(VmRequest::Info).await?;
-    let balloon = control.ask(VmRequest::Balloon).await?;
+    let balloon = control.ask(VmRequest::Balloon).await??;
     Ok(ok(&convert::vm_config(vm, &balloon)))
 }
 
@@ -153,14 +153,14 @@ async fn set_target(
 }
 
 async fn balloon_status(control: &Control) -> Result<Answer, Refusal> {
-    let balloon = control.ask(VmRequest::Balloon).await?;
-    let operation = control.ask(|reply| VmRequest::Operation { id: None, reply }).await?;
+    let balloon = control.ask(VmRequest::Balloon).await??;
+    let operation = control.ask(|reply| VmRequest::Operation { id: None, reply }).await??;
     Ok(ok(&convert::balloon_status(balloon, operation)))
 }
 
 async fn operation(control: &Control, query: Option<&str>) -> Result<Answer, Refusal> {
     let id = query.map(operation_id).transpose()?;
-    let status = control.ask(|reply| VmRequest::Operation { id, reply }).await?;
+    let status = control.ask(|reply| VmRequest::Operation { id, reply }).await??;
     match (status, id) {
         (Some(status), _) => Ok(ok(&convert::operation(status))),
         (None, None) => Ok(answer::no_content()),

@@ -55,9 +55,9 @@ pub(super) enum BalloonCommand {
         reply: Reply<Result<OperationStatus, VmError>>,
     },
     /// The balloon as it is.
-    Status(Reply<BalloonStatus>),
+    Status(Reply<Result<BalloonStatus, VmError>>),
     /// An operation by number, or the latest.
-    Operation { id: Option<u64>, reply: Reply<Option<OperationStatus>> },
+    Operation { id: Option<u64>, reply: Reply<Result<Option<OperationStatus>, VmError>> },
     /// Adds the balloon's metrics to `own`.
     Metrics { own: Vec<Metric>, reply: Reply<Vec<Metric>> },
     /// The vCPUs were stopped, or started again.
@@ -257,8 +257,8 @@ impl Worker {
                 let result = self.set_target(target, deadline);
                 answer(reply, result);
             }
-            BalloonCommand::Status(reply) => answer(reply, self.status()),
-            BalloonCommand::Operation { id, reply } => answer(reply, self.operation(id)),
+            BalloonCommand::Status(reply) => answer(reply, Ok(self.status())),
+            BalloonCommand::Operation { id, reply } => answer(reply, Ok(self.operation(id))),
             BalloonCommand::Metrics { mut own, reply } => {
                 self.add_metrics(&mut own);
                 answer(reply, own);
@@ -316,12 +316,7 @@ impl Worker {
     }
 
     fn reset(&mut self) {
-        // Kicks of the machine that is gone.
-        for doorbell in self.window.doorbells() {
-            doorbell.read().ok();
-        }
-        self.window.touched().read().ok();
-        self.window.lock().reset();
+        self.window.reset();
         self.pending = false;
         self.last_kick = None;
         self.observe();

@@ -38,7 +38,7 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// A board with a serial console and these virtio windows.
+    /// A board with a serial console and these virtio windows, which lie in the order of their slots.
     pub(crate) fn new(com1: Arc<Com1>, windows: Vec<Arc<dyn MmioWindow>>) -> Self {
         Self { com1, windows, counters: BoardCounters::default() }
     }
@@ -138,7 +138,10 @@ mod tests {
     use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
     use super::*;
+    use crate::kvm::KvmError;
+    use crate::kvm::machine::Machine;
     use crate::line::Line;
+    use crate::vm::window::Place;
 
     /// Records writes as (offset, length) and reads its own number.
     struct Probe {
@@ -147,6 +150,14 @@ mod tests {
     }
 
     impl MmioWindow for Probe {
+        fn place(&self) -> Place {
+            Place { base: VIRTIO_MMIO_BASE + u64::from(self.number) * WINDOW_BYTES, gsi: 5 }
+        }
+
+        fn connect(&self, _machine: &Machine) -> Result<(), KvmError> {
+            Ok(())
+        }
+
         fn read(&self, _offset: u64, data: &mut [u8]) {
             data.fill(self.number);
         }

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use abi::console::AGENT_PORT_NAME;
 use abi::platform::SERIAL_GSI;
@@ -16,12 +16,13 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::StartError;
-use super::balloon_worker::HostClock;
+use super::balloon_worker::{BalloonWorker, HostClock};
 use super::board::Board;
 use super::config::{Kernel, OnReset, VmConfig};
 use super::handle::{VmInfo, VmState};
+use super::slots::Slots;
 use super::vcpu::{ExitCounters, VcpuEvents, Vcpus};
-use super::window::{MmioWindow, Window};
+use super::window::Window;
 use crate::boot::cmdline::{self, DEFAULT_FOR_FILES};
 use crate::boot::{Entry, KernelImage};
 use crate::kvm::machine::Machine;
@@ -29,10 +30,6 @@ use crate::kvm::{Host, KvmError};
 use crate::line::Line;
 use crate::serial::Com1;
 
-/// Slot of the balloon.
-const BALLOON_SLOT: u16 = 0;
-/// Slot of the console.
-const CONSOLE_SLOT: u16 = 1;
 /// The argument parser's, whose stack the C library has kept: no further memory.
 const KVM_THREAD_STACK: usize = 512 << 10;
 
@@ -54,7 +51,9 @@ pub(super) struct Chassis {
     cpuid: CpuId,
     serial_line: Arc<Line>,
     pub(super) com1: Arc<Com1>,
-    pub(super) balloon: Arc<Window<Balloon>>,
+    /// Every virtio device, in the order of their windows.
+    slots: Slots,
+    pub(super) balloon: Option<Arc<Window<Balloon>>>,
     pub(super) console: Arc<Window<Console>>,
     pub(super) board: Arc<Board>,
     pub(super) exit_counters: Vec<Arc<ExitCounters>>,
@@ -81,16 +80,14 @@ impl Chassis {
         let serial_line = Arc::new(Line::new(SERIAL_GSI).map_err(eventfds)?);
         let com1 = Com1::new(serial_line.clone(), serial_drained, config.started);
         let com1 = Arc::new(com1.map_err(eventfds)?);
+        let mut slots = Slots::new(ram.clone());
         let balloon = new_balloon(config, &ram)?;
-        let balloon = Window::new(balloon, BALLOON_SLOT, ram.clone());
-        let balloon = Arc::new(balloon.map_err(eventfds)?);
-        let console = Window::new(Console::new(AGENT_PORT_NAME), CONSOLE_SLOT, ram.clone());
-        let console = Arc::new(console.map_err(eventfds)?);
-        let windows: Vec<Arc<dyn MmioWindow>> = vec![balloon.clone(), console.clone()];
-        let board = Arc::new(Board::new(com1.clone(), windows));
-        let cmdline = command_line(config, &balloon, &console);
+        let balloon = balloon.map(|balloon| slots.insert(balloon)).transpose().map_err(eventfds)?;
+        let console = slots.insert(Console::new(AGENT_PORT_NAME)).map_err(eventfds)?;
+        let board = Arc::new(Board::new(com1.clone(), slots.windows().to_vec()));
+        let cmdline = command_line(config, &slots);
         let entry = kernel.load(ram.memory(), ram.ram_ranges(), &cmdline)?;
-        let wiring = Wiring { serial_line: &serial_line, balloon: &balloon, console: &console };
+        let wiring = Wiring { serial_line: &serial_line, slots: &slots };
         let (machine, vcpus) = new_machine(vm, &ram, wiring, (&cpuid, config.vcpus), entry)?;
         let exit_counters = (0..config.vcpus).map(|_| Arc::default()).collect();
         Ok(Self {
@@ -107,6 +104,7 @@ impl Chassis {
             cpuid,
             serial_line,
             com1,
+            slots,
             balloon,
             console,
             board,
@@ -123,15 +121,26 @@ impl Chassis {
         Vcpus::start(vcpus, &self.board, &self.events, &self.exit_counters, software)
     }
 
+    /// Starts the thread that serves the balloon, if there is one.
+    pub(super) fn start_balloon(&self, stall_after: Duration) -> io::Result<Option<BalloonWorker>> {
+        let start = |window: &Arc<Window<Balloon>>| {
+            let (window, ram) = (window.clone(), self.ram.clone());
+            BalloonWorker::start(
+                window,
+                ram,
+                HostClock(self.started),
+                stall_after,
+                self.events.clone(),
+            )
+        };
+        self.balloon.as_ref().map(start).transpose()
+    }
+
     /// Builds the machine anew over the same RAM, which is emptied, and loads the kernel again.
     ///
     /// Called with the vCPUs stopped and the balloon reset.
     pub(super) fn reboot(&mut self) -> Result<(), StartError> {
-        self.console.lock().reset();
-        for doorbell in self.console.doorbells() {
-            // A kick of the machine that is gone.
-            doorbell.read().ok();
-        }
+        self.console.reset();
         self.com1.reset();
         self.ram.discard(self.ram.ram_ranges()).map_err(|error| {
             log::error!("reboot: {error}");
@@ -140,11 +149,7 @@ impl Chassis {
         let entry = self.kernel.load(self.ram.memory(), self.ram.ram_ranges(), &self.cmdline)?;
         // Before the new one: KVM lets an eventfd be the line of one machine only.
         self.machine = None;
-        let wiring = Wiring {
-            serial_line: &self.serial_line,
-            balloon: &self.balloon,
-            console: &self.console,
-        };
+        let wiring = Wiring { serial_line: &self.serial_line, slots: &self.slots };
         let vm = self.host.create_vm()?;
         let cpus = (&self.cpuid, self.vcpu_count);
         let (machine, vcpus) = new_machine(vm, &self.ram, wiring, cpus, entry)?;
@@ -167,16 +172,6 @@ impl Chassis {
             cmdline: self.cmdline.clone(),
         }
     }
-
-    /// The clock that the balloon's operations run by.
-    pub(super) fn clock(&self) -> HostClock {
-        HostClock(self.started)
-    }
-
-    /// Where vCPUs, and others that cannot go on, report.
-    pub(super) fn events(&self) -> VcpuEvents {
-        self.events.clone()
-    }
 }
 
 /// Runs `map` while another thread has KVM create a VM and tell its CPUID.
@@ -197,20 +192,20 @@ fn beside_kvm<T>(host: &Host, map: impl FnOnce() -> T) -> (Result<(VmFd, CpuId),
     })
 }
 
-fn new_balloon(config: &VmConfig, ram: &HostRam) -> Result<Balloon, StartError> {
+fn new_balloon(config: &VmConfig, ram: &HostRam) -> Result<Option<Balloon>, StartError> {
+    let Some(wanted) = config.balloon else { return Ok(None) };
     let options = BalloonOptions { release: ReleaseMode::Deferred, ..BalloonOptions::default() };
     let clock = Arc::new(HostClock(config.started));
     let mut balloon = Balloon::new(ram.pages(), options, clock);
     // `validate` has compared it with the same size.
-    balloon.set_target(config.balloon.target).map_err(StartError::Target)?;
-    Ok(balloon)
+    balloon.set_target(wanted.target).map_err(StartError::Target)?;
+    Ok(Some(balloon))
 }
 
 /// What is connected to the interrupt controllers and the I/O bus.
 struct Wiring<'a> {
     serial_line: &'a Line,
-    balloon: &'a Window<Balloon>,
-    console: &'a Window<Console>,
+    slots: &'a Slots,
 }
 
 fn new_machine(
@@ -222,8 +217,9 @@ fn new_machine(
 ) -> Result<(Machine, Vec<VcpuFd>), StartError> {
     let machine = Machine::new(vm, ram.clone())?;
     machine.connect_line(wiring.serial_line.eventfd(), wiring.serial_line.gsi())?;
-    wiring.balloon.connect(&machine)?;
-    wiring.console.connect(&machine)?;
+    for window in wiring.slots.windows() {
+        window.connect(&machine)?;
+    }
     let vcpus = machine.create_vcpus(cpuid, vcpus, entry)?;
     Ok((machine, vcpus))
 }
@@ -237,15 +233,13 @@ fn kernel_name(kernel: &Kernel) -> String {
 }
 
 /// The operator's words, or the kernel's default, then the device announcements.
-fn command_line(config: &VmConfig, balloon: &Window<Balloon>, console: &Window<Console>) -> String {
+fn command_line(config: &VmConfig, slots: &Slots) -> String {
     let default = match config.kernel {
         Kernel::Embedded | Kernel::Image(_) => "",
         Kernel::Path(_) => DEFAULT_FOR_FILES,
     };
-    let announce = [
-        cmdline::announce(balloon.base(), balloon.gsi()),
-        cmdline::announce(console.base(), console.gsi()),
-    ];
-    let words = [config.cmdline.as_deref().unwrap_or(default), &announce[0], &announce[1]];
-    cmdline::join(words)
+    let announcements: Vec<_> =
+        slots.places().map(|place| cmdline::announce(place.base, place.gsi)).collect();
+    let words = std::iter::once(config.cmdline.as_deref().unwrap_or(default));
+    cmdline::join(words.chain(announcements.iter().map(String::as_str)))
 }

@@ -12,6 +12,9 @@ use guest_ram::BackingKind;
 /// Smallest guest RAM: boot structures live below 1 MiB, the kernel above it.
 pub const MIN_RAM_BYTES: u64 = 2 << 20;
 
+/// Most drives: balloon, console and entropy device have the other slots.
+pub const MAX_DRIVES: usize = abi::platform::VIRTIO_MMIO_SLOTS as usize - 3;
+
 /// A VM as its operator describes it.
 #[derive(Debug)]
 pub struct VmConfig {
@@ -23,6 +26,8 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// What boots.
     pub kernel: Kernel,
+    /// Initial RAM disk for a kernel from a file.
+    pub initrd: Option<PathBuf>,
     /// Added to the command line before the device announcements; `None`: the kernel's default.
     pub cmdline: Option<String>,
     /// Host memory behind guest RAM.
@@ -31,8 +36,12 @@ pub struct VmConfig {
     pub prefault: bool,
     /// What a guest reset does.
     pub on_reset: OnReset,
-    /// The balloon device; there always is one.
-    pub balloon: BalloonConfig,
+    /// The balloon device, if there is one.
+    pub balloon: Option<BalloonConfig>,
+    /// Whether there is an entropy device.
+    pub entropy: bool,
+    /// Block devices in the order in which the guest finds them; at most [`MAX_DRIVES`].
+    pub drives: Vec<DriveConfig>,
     /// Where the serial console goes.
     pub serial: SerialPort,
     /// When the process began: the origin of `first_byte_us` and `ready_us`.
@@ -47,11 +56,14 @@ impl VmConfig {
             memory_bytes: 256 << 20,
             vcpus: 1,
             kernel: Kernel::Embedded,
+            initrd: None,
             cmdline: None,
             backing: BackingKind::Anon,
             prefault: false,
             on_reset: OnReset::Exit,
-            balloon: BalloonConfig::default(),
+            balloon: Some(BalloonConfig::default()),
+            entropy: true,
+            drives: Vec::new(),
             serial: SerialPort::Stdio,
             started,
         }
@@ -72,9 +84,13 @@ impl VmConfig {
         if !bytes.is_multiple_of(PAGE_SIZE) {
             return Err(ConfigError::MemoryAlignment { bytes });
         }
-        let target = self.balloon.target;
-        if target.get() > bytes / PAGE_SIZE {
+        if let Some(BalloonConfig { target, .. }) = self.balloon
+            && target.get() > bytes / PAGE_SIZE
+        {
             return Err(ConfigError::BalloonTarget { target, ram_bytes: bytes });
+        }
+        if self.drives.len() > MAX_DRIVES {
+            return Err(ConfigError::Drives { drives: self.drives.len() });
         }
         Ok(())
     }
@@ -121,6 +137,19 @@ impl Default for BalloonConfig {
     }
 }
 
+/// A block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriveConfig {
+    /// Name by which the operator speaks of it.
+    pub id: String,
+    /// A raw image file or a block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read.
+    pub is_read_only: bool,
+    /// Whether the kernel is told on its command line that its root file system is here.
+    pub is_root_device: bool,
+}
+
 /// Where the serial console goes.
 #[derive(Debug)]
 pub enum SerialPort {
@@ -159,6 +188,12 @@ pub enum ConfigError {
     MemoryAlignment {
         /// What was asked.
         bytes: u64,
+    },
+    /// More drives than there are places.
+    #[error("{drives} drives are not possible; allowed: 0 to {MAX_DRIVES}")]
+    Drives {
+        /// What was asked.
+        drives: usize,
     },
     /// An initial target above RAM.
     #[error("Balloon target of {} B is above guest RAM; allowed: 0 to {ram_bytes} B", .target.bytes())]
@@ -216,7 +251,8 @@ mod tests {
     #[test]
     fn an_initial_target_above_ram_is_refused() {
         let mut config = config();
-        config.balloon.target = PageCount::new(config.ram().get() + 1);
+        let target = PageCount::new(config.ram().get() + 1);
+        config.balloon = Some(BalloonConfig { target, ..BalloonConfig::default() });
         let error = config.validate().expect_err("refused");
         assert!(matches!(error, ConfigError::BalloonTarget { .. }));
         assert!(error.to_string().contains("268439552 B is above"), "{error}");

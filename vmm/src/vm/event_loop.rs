@@ -70,7 +70,7 @@ struct Stopping {
 /// What the loop is made of at the start.
 pub(super) struct Parts {
     pub(super) chassis: Chassis,
-    pub(super) balloon: BalloonWorker,
+    pub(super) balloon: Option<BalloonWorker>,
     pub(super) stdio: Stdio,
     pub(super) signals: Signals,
     pub(super) requests: Receiver<VmRequest>,
@@ -268,7 +268,9 @@ impl EventLoop {
         self.vcpus.stop();
         // Of the machine that is gone.
         while self.parts.vcpu_events.try_recv().is_ok() {}
-        self.parts.balloon.reset();
+        if let Some(balloon) = &self.parts.balloon {
+            balloon.reset();
+        }
         self.agent.reset();
         self.ready_us = None;
         let chassis = &mut self.parts.chassis;
@@ -307,13 +309,20 @@ impl EventLoop {
                 self.resume();
                 answer(reply, Ok(()));
             }
-            VmRequest::SetBalloonTarget { target, deadline, reply } => {
-                self.parts.balloon.post(BalloonCommand::SetTarget { target, deadline, reply });
-            }
-            VmRequest::Balloon(reply) => self.parts.balloon.post(BalloonCommand::Status(reply)),
-            VmRequest::Operation { id, reply } => {
-                self.parts.balloon.post(BalloonCommand::Operation { id, reply });
-            }
+            VmRequest::SetBalloonTarget { target, deadline, reply } => match &self.parts.balloon {
+                Some(balloon) => {
+                    balloon.post(BalloonCommand::SetTarget { target, deadline, reply });
+                }
+                None => answer(reply, Err(VmError::NoBalloon)),
+            },
+            VmRequest::Balloon(reply) => match &self.parts.balloon {
+                Some(balloon) => balloon.post(BalloonCommand::Status(reply)),
+                None => answer(reply, Err(VmError::NoBalloon)),
+            },
+            VmRequest::Operation { id, reply } => match &self.parts.balloon {
+                Some(balloon) => balloon.post(BalloonCommand::Operation { id, reply }),
+                None => answer(reply, Err(VmError::NoBalloon)),
+            },
             VmRequest::Exec { scenario, args, reply, events } => {
                 let result = if self.run_state == RunState::Running {
                     self.agent.exec(scenario, &args, events)
@@ -327,7 +336,10 @@ impl EventLoop {
             VmRequest::Stop { timeout, reply } => return self.stop(timeout, reply),
             VmRequest::Metrics(reply) => {
                 let own = metrics::collect(&self.parts.chassis, &self.agent);
-                self.parts.balloon.post(BalloonCommand::Metrics { own, reply });
+                match &self.parts.balloon {
+                    Some(balloon) => balloon.post(BalloonCommand::Metrics { own, reply }),
+                    None => answer(reply, own),
+                }
             }
         }
         None
@@ -359,8 +371,14 @@ impl EventLoop {
         // An event of a pause that was taken back in the meantime means nothing.
         if self.run_state == RunState::Pausing && self.vcpus.all_parked() {
             self.run_state = RunState::Paused;
-            self.parts.balloon.post(BalloonCommand::Paused(true));
+            self.tell_balloon_paused(true);
             answer_all(self.pausing.drain(..), Ok(()));
+        }
+    }
+
+    fn tell_balloon_paused(&self, is_paused: bool) {
+        if let Some(balloon) = &self.parts.balloon {
+            balloon.post(BalloonCommand::Paused(is_paused));
         }
     }
 
@@ -368,7 +386,7 @@ impl EventLoop {
         if self.run_state != RunState::Running {
             self.run_state = RunState::Running;
             self.vcpus.resume();
-            self.parts.balloon.post(BalloonCommand::Paused(false));
+            self.tell_balloon_paused(false);
             // Whoever waits for a pause that a resume has overtaken was paused, for no time at all.
             answer_all(self.pausing.drain(..), Ok(()));
         }

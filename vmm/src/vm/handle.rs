@@ -33,13 +33,13 @@ pub enum VmRequest {
         reply: Reply<Result<OperationStatus, VmError>>,
     },
     /// The balloon as the device and the backing see it.
-    Balloon(Reply<BalloonStatus>),
+    Balloon(Reply<Result<BalloonStatus, VmError>>),
     /// A resize operation, if there has been one.
     Operation {
         /// Which; `None`: the latest. An event loop remembers at least the last 8.
         id: Option<u64>,
         /// Where it stands; `None` when it is unknown or forgotten.
-        reply: Reply<Option<OperationStatus>>,
+        reply: Reply<Result<Option<OperationStatus>, VmError>>,
     },
     /// Runs a scenario in the guest.
     Exec {
@@ -232,6 +232,9 @@ pub enum VmError {
         /// The most there is.
         ram_bytes: u64,
     },
+    /// The VM was configured without a balloon.
+    #[error("This VM has no balloon")]
+    NoBalloon,
     /// The guest has announced no agent, or its port is closed.
     #[error(
         "The guest has no agent on port org.aerostat.agent; scenarios need aerostat's own guest"

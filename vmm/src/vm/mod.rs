@@ -13,6 +13,7 @@ pub mod handle;
 mod metrics;
 mod poll;
 mod signals;
+mod slots;
 mod stdio;
 mod vcpu;
 mod window;
@@ -23,7 +24,6 @@ use devices::balloon::TargetError;
 use guest_ram::HostRamError;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use balloon_worker::BalloonWorker;
 use chassis::Chassis;
 use config::{ConfigError, OnReset, VmConfig};
 use event_loop::{EventLoop, Parts};
@@ -67,14 +67,9 @@ impl Vm {
         // From here on signals end the VM, not the process.
         let signals =
             Signals::new().map_err(|source| StartError::host("Opening a signalfd", source))?;
-        let balloon = BalloonWorker::start(
-            chassis.balloon.clone(),
-            chassis.ram.clone(),
-            chassis.clock(),
-            config.balloon.stall_after,
-            chassis.events(),
-        )
-        .map_err(|source| StartError::host("Starting the balloon worker", source))?;
+        let balloon = chassis
+            .start_balloon(config.balloon.unwrap_or_default().stall_after)
+            .map_err(|source| StartError::host("Starting the balloon worker", source))?;
         // Last: the terminal becomes raw.
         let stdio = Stdio::open(config.serial, chassis.com1.clone(), drained)
             .map_err(|source| StartError::host("Connecting the serial console", source))?;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use abi::mmio::{self, INTERRUPT_ACK, INTERRUPT_STATUS, STATUS};
-use abi::platform::{VIRTIO_MMIO_BASE, VIRTIO_MMIO_FIRST_GSI};
+use abi::platform::{VIRTIO_MMIO_BASE, virtio_mmio_gsi};
 use devices::ram::GuestRam;
 use devices::transport::{InterruptStatus, MmioTransport};
 use devices::virtio::{QueueProgress, VirtioDevice};
@@ -32,8 +32,12 @@ pub(crate) struct Window<D: VirtioDevice> {
 
 impl<D: VirtioDevice> Window<D> {
     /// Puts `device` into window number `slot`.
+    ///
+    /// # Errors
+    /// The host's, or ENODEV where there is no such slot.
     pub(crate) fn new(device: D, slot: u16, ram: Arc<dyn GuestRam>) -> io::Result<Self> {
-        let line = Arc::new(Line::new(VIRTIO_MMIO_FIRST_GSI + u32::from(slot))?);
+        let gsi = virtio_mmio_gsi(slot).ok_or(io::Error::from_raw_os_error(libc::ENODEV))?;
+        let line = Arc::new(Line::new(gsi)?);
         let transport = MmioTransport::new(device, ram, line.clone());
         let interrupts = transport.interrupt_status();
         let eventfd = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK);
@@ -43,26 +47,14 @@ impl<D: VirtioDevice> Window<D> {
         Ok(Self { transport, interrupts, line, slot, doorbells, touched: eventfd()? })
     }
 
-    /// Connects line and doorbells to a machine that has neither yet.
-    ///
-    /// # Errors
-    /// [`KvmError`].
-    pub(crate) fn connect(&self, machine: &Machine) -> Result<(), KvmError> {
-        machine.connect_line(self.line.eventfd(), self.line.gsi())?;
-        for (queue, doorbell) in (0..).zip(&self.doorbells) {
-            machine.connect_doorbell(doorbell, self.base(), queue)?;
+    /// Returns the device to its state after power-on. Called with the vCPUs stopped, by whoever serves its queues.
+    pub(crate) fn reset(&self) {
+        for doorbell in &self.doorbells {
+            // A kick of the machine that is gone.
+            doorbell.read().ok();
         }
-        Ok(())
-    }
-
-    /// Guest-physical address of the window.
-    pub(crate) fn base(&self) -> u64 {
-        VIRTIO_MMIO_BASE + u64::from(self.slot) * mmio::WINDOW_BYTES
-    }
-
-    /// The line's GSI.
-    pub(crate) fn gsi(&self) -> u32 {
-        self.line.gsi()
+        self.touched.read().ok();
+        self.lock().reset();
     }
 
     /// An eventfd per queue.
@@ -88,8 +80,24 @@ impl<D: VirtioDevice> Window<D> {
     }
 }
 
-/// A window as vCPUs see it.
+/// Where the guest finds a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Guest-physical address of its registers, [`mmio::WINDOW_BYTES`] long.
+    pub(crate) base: u64,
+    /// Its interrupt line.
+    pub(crate) gsi: u32,
+}
+
+/// A window, whatever device is behind it, as vCPUs and the machine see it.
 pub(crate) trait MmioWindow: Send + Sync {
+    /// Where the guest finds it.
+    fn place(&self) -> Place;
+    /// Connects line and doorbells to a machine that has neither yet.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    fn connect(&self, machine: &Machine) -> Result<(), KvmError>;
     /// Reads at `offset`.
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Writes at `offset`.
@@ -97,6 +105,19 @@ pub(crate) trait MmioWindow: Send + Sync {
 }
 
 impl<D: VirtioDevice> MmioWindow for Window<D> {
+    fn place(&self) -> Place {
+        let base = VIRTIO_MMIO_BASE + u64::from(self.slot) * mmio::WINDOW_BYTES;
+        Place { base, gsi: self.line.gsi() }
+    }
+
+    fn connect(&self, machine: &Machine) -> Result<(), KvmError> {
+        machine.connect_line(self.line.eventfd(), self.line.gsi())?;
+        for (queue, doorbell) in (0..).zip(&self.doorbells) {
+            machine.connect_doorbell(doorbell, self.place().base, queue)?;
+        }
+        Ok(())
+    }
+
     fn read(&self, offset: u64, data: &mut [u8]) {
         if let (INTERRUPT_STATUS, Ok(data)) = (offset, <&mut [u8; 4]>::try_from(&mut *data)) {
             *data = self.interrupts.read().to_le_bytes();
