@@ -162,7 +162,7 @@ impl State {
     /// Answers one request; a requester that is gone is no error.
     fn serve(&mut self, request: VmRequest) {
         match request {
-            VmRequest::Info(reply) => answer(reply, self.info()),
+            VmRequest::Info(reply) => answer(reply, Ok(self.info())),
             VmRequest::Pause(reply) => {
                 self.note("pause".into());
                 self.is_paused = true;
@@ -189,13 +189,13 @@ impl State {
                 answer(reply, self.exec(&scenario, &args, events));
             }
             VmRequest::Scenarios(reply) => {
-                answer(reply, vec!["echo".into(), "fail".into(), "hang".into()]);
+                answer(reply, Ok(vec!["echo".into(), "fail".into(), "hang".into()]));
             }
             VmRequest::Stop { timeout, reply } => {
                 self.note(format!("stop {timeout:?}"));
-                answer(reply, true);
+                answer(reply, Ok(true));
             }
-            VmRequest::Metrics(reply) => answer(reply, self.metrics()),
+            VmRequest::Metrics(reply) => answer(reply, Ok(self.metrics())),
         }
     }
 
@@ -337,7 +337,7 @@ impl State {
 }
 
 /// Answers a requester, who may be gone.
-fn answer<T>(reply: Reply<T>, value: T) {
+fn answer<T>(reply: Reply<T>, value: Result<T, VmError>) {
     reply.send(value).ok();
 }
 

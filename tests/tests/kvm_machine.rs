@@ -13,7 +13,7 @@ use aerostat::boot::BootError;
 use aerostat::kvm::{Host, KvmKind};
 use aerostat::vm::config::{BalloonConfig, Kernel, OnReset, SerialPort, VmConfig};
 use aerostat::vm::exit::{ExitReason, InternalCause};
-use aerostat::vm::handle::{OperationState, VmError, VmHandle, VmRequest, VmState};
+use aerostat::vm::handle::{OperationState, Reply, VmError, VmHandle, VmRequest, VmState};
 use aerostat::vm::{StartError, Vm};
 use system_tests::kvm::kvm_or_skip;
 use system_tests::payload::{Payload, SCRATCH_GPA};
@@ -58,7 +58,7 @@ fn start_with_input(config: VmConfig, input: Option<File>) -> Running {
 }
 
 impl Running {
-    fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> VmRequest) -> T {
+    fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> VmRequest) -> Result<T, VmError> {
         let (reply, answer) = oneshot::channel();
         self.handle.post(request(reply)).expect("the VM lives");
         answer.blocking_recv().expect("the VM answers")
@@ -94,7 +94,7 @@ impl Running {
 
     fn stop(self) -> (ExitReason, String) {
         let by_guest = self.ask(|reply| VmRequest::Stop { timeout: Some(Duration::ZERO), reply });
-        assert!(!by_guest, "these kernels have no agent");
+        assert!(!by_guest.expect("the VM answers"), "these kernels have no agent");
         self.end()
     }
 }
@@ -207,7 +207,7 @@ fn hostile_register_accesses_are_survived_and_counted() {
     let balloon = vm.ask(VmRequest::Balloon).expect("a balloon");
     assert_eq!((balloon.target, balloon.actual), (PageCount::ZERO, PageCount::ZERO));
     assert!(!balloon.driver_ready);
-    let metrics = vm.ask(VmRequest::Metrics);
+    let metrics = vm.ask(VmRequest::Metrics).expect("metrics");
     let odd = metrics.iter().find(|metric| metric.labels.contains("\"access_odd\""));
     assert!(odd.is_some_and(|metric| metric.value > 0.0), "odd accesses are counted");
     assert_eq!(vm.stop().0, ExitReason::Stopped { by_guest: false });
@@ -224,7 +224,7 @@ fn a_paused_guest_prints_nothing_until_it_is_resumed() {
     config.vcpus = 4;
     let vm = start(config);
     let written = || {
-        let metrics = vm.ask(VmRequest::Metrics);
+        let metrics = vm.ask(VmRequest::Metrics).expect("metrics");
         let name = "aerostat_serial_written_bytes_total";
         metrics.iter().find(|metric| metric.name == name).expect("a metric").value
     };
@@ -232,7 +232,7 @@ fn a_paused_guest_prints_nothing_until_it_is_resumed() {
     for _ in 0..20 {
         vm.ask(VmRequest::Pause).expect("paused");
         vm.ask(VmRequest::Pause).expect("paused already");
-        assert_eq!(vm.ask(VmRequest::Info).state, VmState::Paused);
+        assert_eq!(vm.ask(VmRequest::Info).expect("an answer").state, VmState::Paused);
         let before = written();
         thread::sleep(Duration::from_millis(2));
         assert_eq!(written(), before, "a paused guest does not run");
@@ -257,7 +257,7 @@ fn a_pause_right_after_a_resume_is_answered() {
         let (reply, mut answer) = oneshot::channel();
         vm.handle.post(VmRequest::Pause(reply)).expect("the VM lives");
         wait_for("the second pause", || answer.try_recv().ok()).expect("paused");
-        assert_eq!(vm.ask(VmRequest::Info).state, VmState::Paused);
+        assert_eq!(vm.ask(VmRequest::Info).expect("an answer").state, VmState::Paused);
         vm.ask(VmRequest::Resume).expect("running");
     }
     assert_eq!(vm.stop().0, ExitReason::Stopped { by_guest: false });

@@ -44,7 +44,7 @@ pub(super) async fn serve(control: &Rc<Control>, call: Call) -> Result<Answer, R
             Ok(ok(&convert::machine_config(&control.ask(VmRequest::Info).await?)))
         }
         Route::BalloonConfig => {
-            Ok(ok(&convert::balloon_config(&control.ask(VmRequest::Balloon).await??)))
+            Ok(ok(&convert::balloon_config(&control.ask(VmRequest::Balloon).await?)))
         }
         Route::UpdateBalloon => update_balloon(control, &call.body).await,
         Route::BalloonStatus => balloon_status(control).await,
@@ -80,7 +80,7 @@ impl Control {
         self.vm.post(request(reply))?;
         let patience = self.limits.reply_time.saturating_add(extra);
         match timeout(patience, answer).await {
-            Ok(Ok(value)) => Ok(value),
+            Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(_dropped)) => Err(VmError::Gone.into()),
             Err(_elapsed) => Err(Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -97,13 +97,13 @@ async fn set_run_state(control: &Control, body: &[u8]) -> Result<Answer, Refusal
             api::RunState::Paused => VmRequest::Pause(reply),
             api::RunState::Resumed => VmRequest::Resume(reply),
         })
-        .await??;
+        .await?;
     Ok(answer::no_content())
 }
 
 async fn vm_config(control: &Control) -> Result<Answer, Refusal> {
     let vm = control.ask(VmRequest::Info).await?;
-    let balloon = control.ask(VmRequest::Balloon).await??;
+    let balloon = control.ask(VmRequest::Balloon).await?;
     Ok(ok(&convert::vm_config(vm, &balloon)))
 }
 
@@ -148,19 +148,19 @@ async fn set_target(
         return Err(Refusal::bad_request(format!("target_bytes: {error}")));
     };
     let status =
-        control.ask(|reply| VmRequest::SetBalloonTarget { target, deadline, reply }).await??;
+        control.ask(|reply| VmRequest::SetBalloonTarget { target, deadline, reply }).await?;
     Ok(ok(&convert::operation(status)))
 }
 
 async fn balloon_status(control: &Control) -> Result<Answer, Refusal> {
-    let balloon = control.ask(VmRequest::Balloon).await??;
-    let operation = control.ask(|reply| VmRequest::Operation { id: None, reply }).await??;
+    let balloon = control.ask(VmRequest::Balloon).await?;
+    let operation = control.ask(|reply| VmRequest::Operation { id: None, reply }).await?;
     Ok(ok(&convert::balloon_status(balloon, operation)))
 }
 
 async fn operation(control: &Control, query: Option<&str>) -> Result<Answer, Refusal> {
     let id = query.map(operation_id).transpose()?;
-    let status = control.ask(|reply| VmRequest::Operation { id, reply }).await??;
+    let status = control.ask(|reply| VmRequest::Operation { id, reply }).await?;
     match (status, id) {
         (Some(status), _) => Ok(ok(&convert::operation(status))),
         (None, None) => Ok(answer::no_content()),
@@ -192,7 +192,7 @@ async fn exec(control: &Control, call: &Call) -> Result<Answer, Refusal> {
     }
     let (events, output) = mpsc::channel(Limits::EXEC_BACKLOG);
     let api::ExecRequest { scenario, args } = request;
-    control.ask(|reply| VmRequest::Exec { scenario, args, reply, events }).await??;
+    control.ask(|reply| VmRequest::Exec { scenario, args, reply, events }).await?;
     Ok(answer::exec_stream(output))
 }
 

@@ -49,15 +49,11 @@ impl Clock for HostClock {
 /// What the event loop asks of the balloon.
 pub(super) enum BalloonCommand {
     /// Sets the target and begins an operation.
-    SetTarget {
-        target: PageCount,
-        deadline: Option<Duration>,
-        reply: Reply<Result<OperationStatus, VmError>>,
-    },
+    SetTarget { target: PageCount, deadline: Option<Duration>, reply: Reply<OperationStatus> },
     /// The balloon as it is.
-    Status(Reply<Result<BalloonStatus, VmError>>),
+    Status(Reply<BalloonStatus>),
     /// An operation by number, or the latest.
-    Operation { id: Option<u64>, reply: Reply<Result<Option<OperationStatus>, VmError>> },
+    Operation { id: Option<u64>, reply: Reply<Option<OperationStatus>> },
     /// Adds the balloon's metrics to `own`.
     Metrics { own: Vec<Metric>, reply: Reply<Vec<Metric>> },
     /// The vCPUs were stopped, or started again.
@@ -261,7 +257,7 @@ impl Worker {
             BalloonCommand::Operation { id, reply } => answer(reply, Ok(self.operation(id))),
             BalloonCommand::Metrics { mut own, reply } => {
                 self.add_metrics(&mut own);
-                answer(reply, own);
+                answer(reply, Ok(own));
             }
             BalloonCommand::Paused(is_paused) => {
                 // Time until now counts as it was until now.

@@ -10,7 +10,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use devices::console::Console;
@@ -21,12 +21,12 @@ use super::balloon_worker::{BalloonCommand, BalloonWorker};
 use super::chassis::Chassis;
 use super::exit::ExitReason;
 use super::handle::{Reply, VmError, VmRequest, VmState};
+use super::mailbox::Mailbox;
 use super::poll::Poller;
-use super::signals::Signals;
 use super::stdio::Stdio;
 use super::vcpu::{VcpuEvent, Vcpus};
 use super::window::Window;
-use super::{OnReset, chain, metrics};
+use super::{NotStarted, OnReset, StartError, chain, metrics};
 use crate::agent::{Agent, AgentEvent};
 
 /// What can wake the loop.
@@ -72,9 +72,7 @@ pub(super) struct Parts {
     pub(super) chassis: Chassis,
     pub(super) balloon: Option<BalloonWorker>,
     pub(super) stdio: Stdio,
-    pub(super) signals: Signals,
-    pub(super) requests: Receiver<VmRequest>,
-    pub(super) requests_wake: Arc<EventFd>,
+    pub(super) mailbox: Mailbox,
     pub(super) vcpu_events: Receiver<VcpuEvent>,
     pub(super) vcpu_wake: Arc<EventFd>,
 }
@@ -88,7 +86,7 @@ pub(super) struct EventLoop {
     /// The guest's conversations on the agent port so far.
     agent_sessions: u64,
     run_state: RunState,
-    pausing: Vec<Reply<Result<(), VmError>>>,
+    pausing: Vec<Reply<()>>,
     stopping: Option<Stopping>,
     /// Microseconds from the start of the process to the guest's `ready`.
     ready_us: Option<u64>,
@@ -98,14 +96,17 @@ pub(super) struct EventLoop {
 
 impl EventLoop {
     /// Starts the vCPUs.
-    pub(super) fn start(mut parts: Parts) -> Result<Self, String> {
-        let mut poller = Poller::new().map_err(|error| format!("epoll failed: {error}"))?;
-        register(&mut poller, &mut parts)
-            .map_err(|error| format!("Watching the VM's files failed: {error}"))?;
-        let vcpus = parts
-            .chassis
-            .start_vcpus()
-            .map_err(|error| format!("Starting the vCPUs failed: {error}"))?;
+    ///
+    /// # Errors
+    /// [`NotStarted`]: what the host refused, and the mailbox.
+    pub(super) fn start(mut parts: Parts) -> Result<Self, Box<NotStarted>> {
+        let (poller, vcpus) = match begin(&mut parts) {
+            Ok(begun) => begun,
+            Err(error) => {
+                let Parts { mailbox, .. } = parts;
+                return Err(Box::new(NotStarted { error, mailbox }));
+            }
+        };
         Ok(Self {
             parts,
             vcpus,
@@ -131,11 +132,11 @@ impl EventLoop {
         };
         let end = match (end, self.stopping.take()) {
             (ExitReason::PowerOff, Some(stopping)) => {
-                answer_all(stopping.replies, true);
+                answer_all(stopping.replies, Ok(true));
                 ExitReason::Stopped { by_guest: true }
             }
             (end, Some(stopping)) => {
-                answer_all(stopping.replies, false);
+                answer_all(stopping.replies, Ok(false));
                 end
             }
             (end, None) => end,
@@ -172,7 +173,7 @@ impl EventLoop {
             Token::Requests => return Ok(self.take_requests()),
             Token::Vcpus => return Ok(self.take_vcpu_events()),
             Token::Signal => {
-                if let Some(signal) = self.parts.signals.take() {
+                if let Some(signal) = self.parts.mailbox.take_signal() {
                     log::info!("signal {signal}: ending the VM");
                     return Ok(Some(ExitReason::Stopped { by_guest: false }));
                 }
@@ -285,24 +286,20 @@ impl EventLoop {
     }
 
     fn take_requests(&mut self) -> Option<ExitReason> {
-        self.parts.requests_wake.read().ok();
-        loop {
-            match self.parts.requests.try_recv() {
-                Ok(request) => {
-                    if let Some(end) = self.serve(request) {
-                        return Some(end);
-                    }
-                }
-                // All handles are gone: nobody will ask again, the guest goes on.
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return None,
+        self.parts.mailbox.acknowledge();
+        while let Some(request) = self.parts.mailbox.take_request() {
+            if let Some(end) = self.serve(request) {
+                return Some(end);
             }
         }
+        None
     }
 
     fn serve(&mut self, request: VmRequest) -> Option<ExitReason> {
         match request {
             VmRequest::Info(reply) => {
-                answer(reply, self.parts.chassis.info(self.vm_state(), self.ready_us))
+                let info = self.parts.chassis.info(self.vm_state(), self.ready_us);
+                answer(reply, Ok(info));
             }
             VmRequest::Pause(reply) => self.pause(reply),
             VmRequest::Resume(reply) => {
@@ -332,13 +329,13 @@ impl EventLoop {
                 self.send_to_agent();
                 answer(reply, result);
             }
-            VmRequest::Scenarios(reply) => answer(reply, self.agent.scenarios().to_vec()),
+            VmRequest::Scenarios(reply) => answer(reply, Ok(self.agent.scenarios().to_vec())),
             VmRequest::Stop { timeout, reply } => return self.stop(timeout, reply),
             VmRequest::Metrics(reply) => {
                 let own = metrics::collect(&self.parts.chassis, &self.agent);
                 match &self.parts.balloon {
                     Some(balloon) => balloon.post(BalloonCommand::Metrics { own, reply }),
-                    None => answer(reply, own),
+                    None => answer(reply, Ok(own)),
                 }
             }
         }
@@ -353,7 +350,7 @@ impl EventLoop {
         }
     }
 
-    fn pause(&mut self, reply: Reply<Result<(), VmError>>) {
+    fn pause(&mut self, reply: Reply<()>) {
         match self.run_state {
             RunState::Paused => answer(reply, Ok(())),
             RunState::Pausing => queue_up(&mut self.pausing, reply),
@@ -396,7 +393,7 @@ impl EventLoop {
         let asked = self.run_state == RunState::Running
             && (self.stopping.is_some() || self.agent.power_off());
         if !asked {
-            answer(reply, false);
+            answer(reply, Ok(false));
             return timeout.map(|_| ExitReason::Stopped { by_guest: false });
         }
         self.send_to_agent();
@@ -410,10 +407,21 @@ impl EventLoop {
     }
 }
 
+/// Everything of a start that can fail.
+fn begin(parts: &mut Parts) -> Result<(Poller<Token>, Vcpus), StartError> {
+    let mut poller = Poller::new().map_err(|source| StartError::host("epoll", source))?;
+    register(&mut poller, parts)
+        .map_err(|source| StartError::host("Watching the VM's files", source))?;
+    let vcpus = parts
+        .chassis
+        .start_vcpus()
+        .map_err(|source| StartError::host("Starting the vCPUs", source))?;
+    Ok((poller, vcpus))
+}
+
 fn register(poller: &mut Poller<Token>, parts: &mut Parts) -> io::Result<()> {
-    poller.watch(parts.requests_wake.as_raw_fd(), Token::Requests)?;
+    parts.mailbox.register(poller, Token::Requests, Token::Signal)?;
     poller.watch(parts.vcpu_wake.as_raw_fd(), Token::Vcpus)?;
-    poller.watch(parts.signals.fd(), Token::Signal)?;
     let console = &parts.chassis.console;
     poller.watch(console.touched().as_raw_fd(), Token::ConsoleTouched)?;
     for (queue, doorbell) in (0..).zip(console.doorbells()) {
@@ -423,7 +431,7 @@ fn register(poller: &mut Poller<Token>, parts: &mut Parts) -> io::Result<()> {
 }
 
 /// Answers a requester, who may be gone.
-pub(super) fn answer<T>(reply: Reply<T>, value: T) {
+pub(crate) fn answer<T>(reply: Reply<T>, value: Result<T, VmError>) {
     reply.send(value).ok();
 }
 
@@ -434,7 +442,7 @@ fn queue_up<T>(waiting: &mut Vec<Reply<T>>, reply: Reply<T>) {
     waiting.push(reply);
 }
 
-fn answer_all<T: Clone>(replies: impl IntoIterator<Item = Reply<T>>, value: T) {
+fn answer_all<T: Clone>(replies: impl IntoIterator<Item = Reply<T>>, value: Result<T, VmError>) {
     replies.into_iter().for_each(|reply| answer(reply, value.clone()));
 }
 
@@ -456,7 +464,7 @@ mod tests {
             queue_up(&mut waiting, reply);
         }
         assert_eq!(waiting.len(), 2, "the patient one, and the latest");
-        answer_all(waiting, true);
-        assert_eq!(answered.try_recv(), Ok(true));
+        answer_all(waiting, Ok(true));
+        assert_eq!(answered.try_recv(), Ok(Ok(true)));
     }
 }

@@ -12,17 +12,17 @@ use abi::PageCount;
 use tokio::sync::{mpsc as stream, oneshot};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Where the event loop puts an answer. A requester that is gone is no error.
-pub type Reply<T> = oneshot::Sender<T>;
+/// Where the answer goes, or why there is none. A requester that is gone is no error.
+pub type Reply<T> = oneshot::Sender<Result<T, VmError>>;
 
 /// Something a client asks of the VM.
 pub enum VmRequest {
     /// State, sizes and the host's KVM kind.
     Info(Reply<VmInfo>),
     /// Stops the vCPUs; a paused VM stays paused.
-    Pause(Reply<Result<(), VmError>>),
+    Pause(Reply<()>),
     /// Starts the vCPUs again; a running VM stays running.
-    Resume(Reply<Result<(), VmError>>),
+    Resume(Reply<()>),
     /// Sets the balloon's absolute target and starts a resize operation that supersedes the one under way.
     SetBalloonTarget {
         /// Absolute size of the balloon.
@@ -30,16 +30,16 @@ pub enum VmRequest {
         /// When the operation ends as timed out; `None`: never.
         deadline: Option<Duration>,
         /// The operation as it began.
-        reply: Reply<Result<OperationStatus, VmError>>,
+        reply: Reply<OperationStatus>,
     },
     /// The balloon as the device and the backing see it.
-    Balloon(Reply<Result<BalloonStatus, VmError>>),
+    Balloon(Reply<BalloonStatus>),
     /// A resize operation, if there has been one.
     Operation {
         /// Which; `None`: the latest. An event loop remembers at least the last 8.
         id: Option<u64>,
         /// Where it stands; `None` when it is unknown or forgotten.
-        reply: Reply<Result<Option<OperationStatus>, VmError>>,
+        reply: Reply<Option<OperationStatus>>,
     },
     /// Runs a scenario in the guest.
     Exec {
@@ -48,7 +48,7 @@ pub enum VmRequest {
         /// Its arguments.
         args: Vec<String>,
         /// Whether it began.
-        reply: Reply<Result<(), VmError>>,
+        reply: Reply<()>,
         /// Its output; bounded, and a reader that lets it fill up loses the rest (said in the end event).
         events: stream::Sender<ExecEvent>,
     },

@@ -10,28 +10,31 @@ pub mod config;
 mod event_loop;
 pub mod exit;
 pub mod handle;
+mod mailbox;
 mod metrics;
-mod poll;
+pub(crate) mod poll;
 mod signals;
 mod slots;
 mod stdio;
 mod vcpu;
 mod window;
 
+use std::io;
 use std::sync::{Arc, mpsc};
 
 use devices::balloon::TargetError;
 use guest_ram::HostRamError;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use balloon_worker::BalloonWorker;
 use chassis::Chassis;
 use config::{ConfigError, OnReset, VmConfig};
 use event_loop::{EventLoop, Parts};
 use exit::ExitReason;
 use handle::VmHandle;
-use signals::Signals;
+pub use mailbox::Mailbox;
 use stdio::Stdio;
-use vcpu::VcpuEvents;
+use vcpu::{VcpuEvent, VcpuEvents};
 
 use crate::boot::BootError;
 use crate::exit_code;
@@ -39,7 +42,6 @@ use crate::kvm::KvmError;
 
 /// A virtual machine, built and not yet running.
 pub struct Vm {
-    handle: VmHandle,
     parts: Parts,
 }
 
@@ -54,42 +56,25 @@ impl Vm {
     /// [`StartError`]; nothing is left behind.
     pub fn build(config: VmConfig) -> Result<Self, StartError> {
         limit_malloc_arenas();
-        let eventfd = || {
-            EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
-                .map(Arc::new)
-                .map_err(|source| StartError::host("Creating an eventfd", source))
-        };
-        let (requests_wake, vcpu_wake, drained) = (eventfd()?, eventfd()?, eventfd()?);
-        let (request_sender, requests) = mpsc::channel();
-        let (vcpu_sender, vcpu_events) = mpsc::channel();
-        let events = VcpuEvents::new(vcpu_sender, vcpu_wake.clone());
-        let chassis = Chassis::build(&config, events, drained.clone())?;
-        // From here on signals end the VM, not the process.
-        let signals =
-            Signals::new().map_err(|source| StartError::host("Opening a signalfd", source))?;
-        let balloon = chassis
-            .start_balloon(config.balloon.unwrap_or_default().stall_after)
-            .map_err(|source| StartError::host("Starting the balloon worker", source))?;
-        // Last: the terminal becomes raw.
-        let stdio = Stdio::open(config.serial, chassis.com1.clone(), drained)
-            .map_err(|source| StartError::host("Connecting the serial console", source))?;
-        let handle = VmHandle::new(request_sender, requests_wake.clone());
-        let parts = Parts {
-            chassis,
-            balloon,
-            stdio,
-            signals,
-            requests,
-            requests_wake,
-            vcpu_events,
-            vcpu_wake,
-        };
-        Ok(Self { handle, parts })
+        // Until the mailbox is there a signal ends the process.
+        let (machinery, mailbox) = Machinery::build(config, Mailbox::new)?;
+        Ok(Self { parts: machinery.with(mailbox) })
+    }
+
+    /// Builds a machine for a mailbox that exists already, and starts its vCPUs.
+    ///
+    /// # Errors
+    /// [`NotStarted`]: why not, and the mailbox, whose owner may try again; nothing else is left behind.
+    pub fn start(config: VmConfig, mailbox: Mailbox) -> Result<StartedVm, Box<NotStarted>> {
+        match Machinery::build(config, || Ok(())) {
+            Ok((machinery, ())) => EventLoop::start(machinery.with(mailbox)).map(StartedVm),
+            Err(error) => Err(Box::new(NotStarted { error, mailbox })),
+        }
     }
 
     /// Posts requests to the event loop; usable before and while [`Self::run`] runs.
     pub fn handle(&self) -> VmHandle {
-        self.handle.clone()
+        self.parts.mailbox.handle()
     }
 
     /// Runs the machine to its end, on the calling thread.
@@ -97,13 +82,71 @@ impl Vm {
     /// On return all threads of the VM are joined, the guest's output is
     /// written and the terminal is restored.
     pub fn run(self) -> ExitReason {
-        let Self { handle, parts } = self;
-        drop(handle);
         return_free_heap();
-        match EventLoop::start(parts) {
+        match EventLoop::start(self.parts) {
             Ok(event_loop) => event_loop.run(),
-            Err(message) => ExitReason::HostError(message),
+            Err(refused) => ExitReason::HostError(chain(&refused.error)),
         }
+    }
+}
+
+/// A virtual machine whose vCPUs run.
+pub struct StartedVm(EventLoop);
+
+impl StartedVm {
+    /// Runs the machine to its end, as [`Vm::run`] does.
+    pub fn run(self) -> ExitReason {
+        return_free_heap();
+        self.0.run()
+    }
+}
+
+/// A VM that could not be started, and the mailbox that was meant for it.
+pub struct NotStarted {
+    /// Why.
+    pub error: StartError,
+    /// Still usable.
+    pub mailbox: Mailbox,
+}
+
+/// Everything of a VM but its mailbox.
+struct Machinery {
+    chassis: Chassis,
+    balloon: Option<BalloonWorker>,
+    stdio: Stdio,
+    vcpu_events: mpsc::Receiver<VcpuEvent>,
+    vcpu_wake: Arc<EventFd>,
+}
+
+impl Machinery {
+    /// Builds it; `before_threads` comes before the first thread that lasts.
+    fn build<T>(
+        config: VmConfig,
+        before_threads: impl FnOnce() -> io::Result<T>,
+    ) -> Result<(Self, T), StartError> {
+        let eventfd = || {
+            EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
+                .map(Arc::new)
+                .map_err(|source| StartError::host("Creating an eventfd", source))
+        };
+        let (vcpu_wake, drained) = (eventfd()?, eventfd()?);
+        let (vcpu_sender, vcpu_events) = mpsc::channel();
+        let events = VcpuEvents::new(vcpu_sender, vcpu_wake.clone());
+        let chassis = Chassis::build(&config, events, drained.clone())?;
+        let before = before_threads()
+            .map_err(|source| StartError::host("Opening the VM's mailbox", source))?;
+        let balloon = chassis
+            .start_balloon(config.balloon.unwrap_or_default().stall_after)
+            .map_err(|source| StartError::host("Starting the balloon worker", source))?;
+        // Last: the terminal becomes raw.
+        let stdio = Stdio::open(config.serial, chassis.com1.clone(), drained)
+            .map_err(|source| StartError::host("Connecting the serial console", source))?;
+        Ok((Self { chassis, balloon, stdio, vcpu_events, vcpu_wake }, before))
+    }
+
+    fn with(self, mailbox: Mailbox) -> Parts {
+        let Self { chassis, balloon, stdio, vcpu_events, vcpu_wake } = self;
+        Parts { chassis, balloon, stdio, mailbox, vcpu_events, vcpu_wake }
     }
 }
 
