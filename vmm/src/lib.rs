@@ -1,5 +1,6 @@
 //! The aerostat VMM: KVM, boot, memory slots, vCPUs, event loop, control server and CLI.
 
+pub mod acpi;
 mod agent;
 pub mod boot;
 pub mod cli;

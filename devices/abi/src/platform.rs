@@ -27,6 +27,23 @@ pub const fn virtio_mmio_gsi(slot: u16) -> Option<u32> {
     Some(if gsi < SCI_GSI { gsi } else { gsi + 1 })
 }
 
+/// Start of the legacy area below 1 MiB (display memory, adapter and system firmware on a PC), which guests are told is no RAM.
+///
+/// Host memory is behind it all the same: the firmware tables lie there.
+pub const LEGACY_AREA_START: u64 = 0xa_0000;
+/// One past the legacy area.
+pub const LEGACY_AREA_END: u64 = 0x10_0000;
+/// Start of the part of the legacy area that a guest without a better word searches for ACPI's root pointer; it ends at
+/// [`LEGACY_AREA_END`].
+pub const ACPI_TABLES_START: u64 = 0xe_0000;
+
+/// Pins of the I/O APIC, and so the number of GSIs.
+pub const IOAPIC_PINS: u32 = 24;
+/// Guest-physical address of the I/O APIC.
+pub const IOAPIC_BASE: u32 = 0xfec0_0000;
+/// Guest-physical address of each vCPU's local APIC at reset.
+pub const LOCAL_APIC_BASE: u32 = 0xfee0_0000;
+
 /// Largest guest RAM.
 pub const MAX_RAM_BYTES: u64 = 64 << 30;
 /// Largest number of vCPUs.
@@ -47,6 +64,10 @@ pub const PVPANIC_PORT: u16 = 0x505;
 /// pvpanic event bit: the guest kernel has panicked.
 pub const PVPANIC_PANICKED: u8 = 1;
 
+/// ACPI PM1a status register (16 bits); the enable register follows it.
+pub const PM1A_STATUS_PORT: u16 = 0x600;
+/// ACPI PM1a enable register (16 bits).
+pub const PM1A_ENABLE_PORT: u16 = 0x602;
 /// ACPI PM1a control register; see [`PM1A_SLEEP_S5`].
 pub const PM1A_CONTROL_PORT: u16 = 0x604;
 /// 16-bit value that powers the machine off: SLP_EN with SLP_TYP 0 (QEMU's S5).

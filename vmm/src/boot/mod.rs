@@ -8,6 +8,7 @@
 
 pub mod cmdline;
 mod elf;
+pub mod memory_map;
 
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek};
@@ -36,8 +37,6 @@ pub const KERNEL_FLOOR: u64 = 1 << 20;
 const START_INFO_MAGIC: u32 = 0x336e_c578;
 /// Version 1 has the memory map.
 const START_INFO_VERSION: u32 = 1;
-/// Memory map type: RAM (XEN_HVM_MEMMAP_TYPE_RAM).
-const MEMORY_MAP_RAM: u32 = 1;
 
 /// Where the boot vCPU starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +86,7 @@ impl KernelImage {
         Ok(cmdline::check(cmdline)?)
     }
 
-    /// Copies the kernel into RAM, with start info, memory map and `cmdline`.
+    /// Copies the kernel into RAM, with start info, memory map and `cmdline`; `rsdp` is where ACPI's tables begin.
     ///
     /// RAM must read zero where the kernel's .bss will be.
     ///
@@ -98,11 +97,12 @@ impl KernelImage {
         memory: &GuestMemoryMmap,
         ram: &[PfnRange],
         cmdline: &str,
+        rsdp: GuestAddress,
     ) -> Result<Entry, BootError> {
         match self {
-            Self::Static(bytes) => load(&mut Cursor::new(*bytes), memory, ram, cmdline),
-            Self::Bytes(bytes) => load(&mut Cursor::new(&**bytes), memory, ram, cmdline),
-            Self::File(file) => load(file, memory, ram, cmdline),
+            Self::Static(bytes) => load(&mut Cursor::new(*bytes), memory, ram, cmdline, rsdp),
+            Self::Bytes(bytes) => load(&mut Cursor::new(&**bytes), memory, ram, cmdline, rsdp),
+            Self::File(file) => load(file, memory, ram, cmdline, rsdp),
         }
     }
 }
@@ -122,6 +122,7 @@ fn load<F: Read + ReadVolatile + Seek>(
     memory: &GuestMemoryMmap,
     ram: &[PfnRange],
     cmdline: &str,
+    rsdp: GuestAddress,
 ) -> Result<Entry, BootError> {
     let kernel = elf::check(image, ram)?;
     let loaded = Elf::load(memory, None, image, Some(GuestAddress(KERNEL_FLOOR)))?;
@@ -134,7 +135,7 @@ fn load<F: Read + ReadVolatile + Seek>(
     if !kernel.contains(pc) {
         return Err(BootError::EntryOutsideKernel { entry: pc });
     }
-    write_start_info(memory, ram, cmdline)?;
+    write_start_info(memory, ram, cmdline, rsdp)?;
     Ok(Entry { pc, start_info: START_INFO.0 })
 }
 
@@ -142,16 +143,17 @@ fn write_start_info(
     memory: &GuestMemoryMmap,
     ram: &[PfnRange],
     cmdline: &str,
+    rsdp: GuestAddress,
 ) -> Result<(), BootError> {
     cmdline::check(cmdline)?;
     memory.write_slice(cmdline.as_bytes(), CMDLINE)?;
     memory.write_obj(0u8, GuestAddress(CMDLINE.0 + cmdline.len() as u64))?;
-    let map: Vec<_> = ram
+    let map: Vec<_> = memory_map::memory_map(ram)
         .iter()
-        .map(|range| hvm_memmap_table_entry {
-            addr: range.start().gpa(),
-            size: range.len().bytes(),
-            type_: MEMORY_MAP_RAM,
+        .map(|entry| hvm_memmap_table_entry {
+            addr: entry.start,
+            size: entry.len_bytes,
+            type_: entry.kind as u32,
             reserved: 0,
         })
         .collect();
@@ -159,6 +161,7 @@ fn write_start_info(
         magic: START_INFO_MAGIC,
         version: START_INFO_VERSION,
         cmdline_paddr: CMDLINE.0,
+        rsdp_paddr: rsdp.0,
         memmap_paddr: MEMORY_MAP.0,
         memmap_entries: u32::try_from(map.len()).unwrap_or(u32::MAX),
         ..Default::default()

@@ -6,6 +6,7 @@ use super::*;
 use crate::guest_image::GUEST_ELF;
 
 const RAM_BYTES: usize = 64 << 20;
+const RSDP: GuestAddress = GuestAddress(0xe_0000);
 
 fn memory() -> (GuestMemoryMmap, Vec<PfnRange>) {
     let memory =
@@ -16,7 +17,7 @@ fn memory() -> (GuestMemoryMmap, Vec<PfnRange>) {
 
 fn boot(image: &[u8], cmdline: &str) -> Result<Entry, BootError> {
     let (memory, ram) = memory();
-    load(&mut Cursor::new(image), &memory, &ram, cmdline)
+    load(&mut Cursor::new(image), &memory, &ram, cmdline, RSDP)
 }
 
 /// The embedded guest with `bytes` written at `offset`.
@@ -43,17 +44,24 @@ fn first_of(kind: u32) -> usize {
 #[test]
 fn the_embedded_guest_gets_a_start_info_with_map_and_command_line() {
     let (memory, ram) = memory();
-    let entry = load(&mut Cursor::new(GUEST_ELF), &memory, &ram, "hello world").expect("it boots");
+    let entry =
+        load(&mut Cursor::new(GUEST_ELF), &memory, &ram, "hello world", RSDP).expect("it boots");
     let info: hvm_start_info =
         memory.read_obj(GuestAddress(entry.start_info)).expect("the start info");
     assert_eq!((info.magic, info.version, info.nr_modules), (0x336e_c578, 1, 0));
+    assert_eq!(info.rsdp_paddr, 0xe_0000);
     let mut text = [0; 12];
     memory.read_slice(&mut text, GuestAddress(info.cmdline_paddr)).expect("the command line");
     assert_eq!(&text, b"hello world\0");
-    assert_eq!(info.memmap_entries, 1);
-    let map: hvm_memmap_table_entry =
-        memory.read_obj(GuestAddress(info.memmap_paddr)).expect("the memory map");
-    assert_eq!((map.addr, map.size, map.type_), (0, RAM_BYTES as u64, 1));
+    assert_eq!(info.memmap_entries, 3);
+    let map: [hvm_memmap_table_entry; 3] = std::array::from_fn(|index| {
+        let at = index * size_of::<hvm_memmap_table_entry>();
+        let at = GuestAddress(info.memmap_paddr + at as u64);
+        memory.read_obj(at).expect("an entry of the memory map")
+    });
+    let map = map.map(|entry| (entry.addr, entry.size, entry.type_));
+    let above = (0x10_0000, RAM_BYTES as u64 - 0x10_0000, 1);
+    assert_eq!(map, [(0, 0xa_0000, 1), (0xa_0000, 0x6_0000, 2), above]);
     assert!(entry.pc >= KERNEL_FLOOR);
 }
 
@@ -69,13 +77,13 @@ fn memory_above_the_gap_has_an_entry_of_its_own() {
         PfnRange::from_start(Pfn::containing(gpa), PageCount::new(bytes / abi::PAGE_SIZE))
     };
     let ram = [range(low, RAM_BYTES as u64), range(high, 1 << 20)].map(|r| r.expect("in range"));
-    let entry = load(&mut Cursor::new(GUEST_ELF), &memory, &ram, "").expect("it boots");
+    let entry = load(&mut Cursor::new(GUEST_ELF), &memory, &ram, "", RSDP).expect("it boots");
     let info: hvm_start_info =
         memory.read_obj(GuestAddress(entry.start_info)).expect("the start info");
-    assert_eq!(info.memmap_entries, 2);
-    let second = GuestAddress(info.memmap_paddr + size_of::<hvm_memmap_table_entry>() as u64);
-    let second: hvm_memmap_table_entry = memory.read_obj(second).expect("the second entry");
-    assert_eq!((second.addr, second.size), (high, 1 << 20));
+    assert_eq!(info.memmap_entries, 4);
+    let last = GuestAddress(info.memmap_paddr + 3 * size_of::<hvm_memmap_table_entry>() as u64);
+    let last: hvm_memmap_table_entry = memory.read_obj(last).expect("the last entry");
+    assert_eq!((last.addr, last.size, last.type_), (high, 1 << 20, 1));
 }
 
 #[test]

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use abi::mmio;
+use abi::platform::IOAPIC_PINS;
 use guest_ram::HostRam;
 use kvm_bindings::{
     CpuId, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
@@ -18,8 +19,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{KvmError, cpuid, regs};
 use crate::boot::Entry;
 
-/// Pins of the I/O APIC, and so the number of GSIs.
-const IOAPIC_PINS: u32 = 24;
 /// Three pages for the real-mode task segment of older Intel CPUs, in the MMIO gap below the BIOS.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 

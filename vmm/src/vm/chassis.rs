@@ -22,7 +22,8 @@ use super::config::{Kernel, OnReset, VmConfig};
 use super::handle::{VmInfo, VmState};
 use super::slots::Slots;
 use super::vcpu::{ExitCounters, VcpuEvents, Vcpus};
-use super::window::Window;
+use super::window::{Place, Window};
+use crate::acpi::{AcpiError, MachineDescription, Tables, VirtioSlot};
 use crate::boot::cmdline::{self, DEFAULT_FOR_FILES};
 use crate::boot::{Entry, KernelImage};
 use crate::kvm::machine::Machine;
@@ -42,6 +43,7 @@ pub(super) struct Chassis {
     pub(super) on_reset: OnReset,
     pub(super) started: Instant,
     kernel: KernelImage,
+    acpi: Tables,
     // The machine goes before the RAM that it maps and the lines that it watches.
     /// `None` only while a reboot exchanges it.
     machine: Option<Machine>,
@@ -86,7 +88,9 @@ impl Chassis {
         let console = slots.insert(Console::new(AGENT_PORT_NAME)).map_err(eventfds)?;
         let board = Arc::new(Board::new(com1.clone(), slots.windows().to_vec()));
         let cmdline = command_line(config, &slots);
-        let entry = kernel.load(ram.memory(), ram.ram_ranges(), &cmdline)?;
+        let acpi = acpi_tables(config.vcpus, &slots)?;
+        let rsdp = acpi.write(ram.memory())?;
+        let entry = kernel.load(ram.memory(), ram.ram_ranges(), &cmdline, rsdp)?;
         let wiring = Wiring { serial_line: &serial_line, slots: &slots };
         let (machine, vcpus) = new_machine(vm, &ram, wiring, (&cpuid, config.vcpus), entry)?;
         let exit_counters = (0..config.vcpus).map(|_| Arc::default()).collect();
@@ -98,6 +102,7 @@ impl Chassis {
             on_reset: config.on_reset,
             started: config.started,
             kernel,
+            acpi,
             machine: Some(machine),
             vcpus,
             host,
@@ -146,7 +151,9 @@ impl Chassis {
             log::error!("reboot: {error}");
             StartError::host("Emptying guest RAM", error.source)
         })?;
-        let entry = self.kernel.load(self.ram.memory(), self.ram.ram_ranges(), &self.cmdline)?;
+        let (memory, ram) = (self.ram.memory(), self.ram.ram_ranges());
+        let rsdp = self.acpi.write(memory)?;
+        let entry = self.kernel.load(memory, ram, &self.cmdline, rsdp)?;
         // Before the new one: KVM lets an eventfd be the line of one machine only.
         self.machine = None;
         let wiring = Wiring { serial_line: &self.serial_line, slots: &self.slots };
@@ -222,6 +229,12 @@ fn new_machine(
     }
     let vcpus = machine.create_vcpus(cpuid, vcpus, entry)?;
     Ok((machine, vcpus))
+}
+
+fn acpi_tables(vcpus: u8, slots: &Slots) -> Result<Tables, AcpiError> {
+    let slots: Vec<_> =
+        slots.places().map(|Place { base, gsi }| VirtioSlot { base, gsi }).collect();
+    Tables::new(&MachineDescription { vcpus, slots: &slots })
 }
 
 fn kernel_name(kernel: &Kernel) -> String {

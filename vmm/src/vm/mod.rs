@@ -36,6 +36,7 @@ pub use mailbox::Mailbox;
 use stdio::Stdio;
 use vcpu::{VcpuEvent, VcpuEvents};
 
+use crate::acpi::AcpiError;
 use crate::boot::BootError;
 use crate::exit_code;
 use crate::kvm::KvmError;
@@ -187,6 +188,9 @@ pub enum StartError {
     /// The kernel cannot be booted.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// Its firmware tables cannot be made: a defect of this program.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
     /// The host's KVM cannot run it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -213,7 +217,9 @@ impl StartError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Target(_) | Self::Boot(_) => exit_code::BAD_ARGUMENTS,
-            Self::Kvm(_) | Self::Ram(_) | Self::Host { .. } => exit_code::HOST_ERROR,
+            Self::Acpi(_) | Self::Kvm(_) | Self::Ram(_) | Self::Host { .. } => {
+                exit_code::HOST_ERROR
+            }
         }
     }
 }
