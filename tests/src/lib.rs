@@ -2,8 +2,10 @@
 
 pub mod binary;
 pub mod fuzzing;
+pub mod host_memory;
 pub mod kvm;
 pub mod lab;
+pub mod linux;
 pub mod mock_vm;
 pub mod payload;
 pub mod sim;

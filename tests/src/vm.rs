@@ -1,10 +1,8 @@
 //! A running `aerostat run` and what its host says of it.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use aerostat_api::balloon::{Operation, OperationRequest};
@@ -13,6 +11,7 @@ use aerostat_api::guest::{ExecEvent, ExecRequest};
 use tempfile::TempDir;
 
 use crate::binary::aerostat;
+use crate::host_memory::{Mapping, mappings, memfd_bytes};
 use crate::lab::inside_lab;
 
 /// How long anything may take before a test gives up on it; generous, since the lab's CPU is emulated.
@@ -22,13 +21,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 ///
 /// # Panics
 /// After a minute, naming `what`.
-pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    let value = poll_for(PATIENCE, probe);
+    value.unwrap_or_else(|| panic!("gave up waiting for {what}"))
+}
+
+/// Polls `probe` until it gives a value, for at most `patience`.
+pub fn poll_for<T>(patience: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {
         if let Some(value) = probe() {
-            return value;
+            return Some(value);
         }
-        assert!(start.elapsed() < PATIENCE, "gave up waiting for {what}");
+        if start.elapsed() >= patience {
+            return None;
+        }
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -38,7 +45,7 @@ pub fn scaled<T>(on_host: T, in_lab: T) -> T {
     if inside_lab() { in_lab } else { on_host }
 }
 
-/// A VM with the embedded guest in a process of its own; killed on drop.
+/// A VM in a process of its own, with the embedded guest unless its options name a kernel; killed on drop.
 pub struct TestVm {
     child: Child,
     client: Client,
@@ -52,25 +59,34 @@ impl TestVm {
     /// # Panics
     /// If the VM does not come up; its output is in the message.
     pub fn start(ram_bytes: u64, options: &[&str]) -> Self {
-        let vm = Self::start_unready(ram_bytes, options);
+        let vm = Self::spawn(ram_bytes, options, Stdio::null());
         wait_for("the guest to be ready", || vm.is_ready().then_some(()));
         vm
     }
 
-    fn start_unready(ram_bytes: u64, options: &[&str]) -> Self {
+    /// Starts `aerostat run --memory ram_bytes OPTIONS…` and waits for nothing.
+    ///
+    /// # Panics
+    /// If the process cannot be started.
+    pub fn spawn(ram_bytes: u64, options: &[&str], stdin: Stdio) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let socket = dir.path().join("vm.sock");
-        let output = fs::File::create(dir.path().join("output")).expect("a file in it");
+        let file = |name| fs::File::create(dir.path().join(name)).expect("a file in it");
         let child = aerostat()
             .args(["run", "--memory", &ram_bytes.to_string(), "--api-sock"])
             .arg(&socket)
             .args(options)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().expect("a second handle"))
-            .stderr(output)
+            .stdin(stdin)
+            .stdout(file("console"))
+            .stderr(file("log"))
             .spawn()
             .expect("the aerostat binary starts");
         Self { child, client: Client::new(socket), ram_bytes, dir }
+    }
+
+    /// The VMM's side of the guest's serial console, if it was spawned with a pipe.
+    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
     }
 
     fn is_ready(&self) -> bool {
@@ -94,12 +110,36 @@ impl TestVm {
         self.child.id()
     }
 
-    /// What the VMM and the guest's serial console have printed.
+    /// What the guest's serial console and then the VMM have printed.
     ///
     /// # Panics
-    /// If its output file is gone.
+    /// If the output files are gone.
     pub fn output(&self) -> String {
-        fs::read_to_string(self.dir.path().join("output")).expect("the VM's output")
+        let log = fs::read(self.dir.path().join("log")).expect("the VMM's log");
+        format!("{}\n{}", self.console_from(0).1, String::from_utf8_lossy(&log))
+    }
+
+    /// The file behind the VMM's standard output: the guest's serial console.
+    pub fn console_path(&self) -> PathBuf {
+        self.dir.path().join("console")
+    }
+
+    /// What the serial console has printed after its first `start` bytes, and how many bytes that is.
+    ///
+    /// # Panics
+    /// If the output file is gone.
+    pub fn console_from(&self, start: usize) -> (usize, String) {
+        let bytes = fs::read(self.console_path()).expect("the VM's output");
+        let new = bytes.get(start..).unwrap_or_default();
+        (new.len(), String::from_utf8_lossy(new).into_owned())
+    }
+
+    /// The VM's process, waited for or not: whether it has ended, and how.
+    ///
+    /// # Panics
+    /// If the operating system has lost our child.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("our own child")
     }
 
     /// Waits for the process to end.
@@ -189,8 +229,7 @@ impl TestVm {
     }
 
     fn mappings(&self) -> impl Iterator<Item = Mapping> + use<> {
-        let path = format!("/proc/{}/smaps", self.pid());
-        parse_smaps(&fs::read_to_string(path).expect("the VMM's smaps")).into_iter()
+        mappings(self.pid()).expect("the VMM's smaps").into_iter()
     }
 }
 
@@ -200,56 +239,4 @@ impl Drop for TestVm {
         drop(self.child.kill());
         drop(self.child.wait());
     }
-}
-
-/// One mapping of `/proc/PID/smaps`, sizes in bytes.
-struct Mapping {
-    size: u64,
-    anonymous: u64,
-    private_dirty: u64,
-}
-
-impl Mapping {
-    /// Whether it is the guest's RAM: nothing else in the process comes near half its size.
-    fn is_ram(&self, ram_bytes: u64) -> bool {
-        self.size * 2 >= ram_bytes
-    }
-}
-
-fn parse_smaps(text: &str) -> Vec<Mapping> {
-    let mut found: Vec<Mapping> = Vec::new();
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        let (Some(key), Some(value)) = (words.next(), words.next()) else { continue };
-        if !key.ends_with(':') {
-            found.push(Mapping { size: 0, anonymous: 0, private_dirty: 0 });
-        }
-        let (Some(mapping), Ok(kib)) = (found.last_mut(), value.parse::<u64>()) else { continue };
-        match key {
-            "Size:" => mapping.size = kib * 1024,
-            "Anonymous:" | "Swap:" => mapping.anonymous += kib * 1024,
-            "Private_Dirty:" => mapping.private_dirty = kib * 1024,
-            _ => {}
-        }
-    }
-    found
-}
-
-/// Bytes that the memfds of process `pid` hold.
-fn memfd_bytes(pid: u32) -> io::Result<u64> {
-    let mut sum = 0;
-    let mut seen = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        let path = entry?.path();
-        let is_memfd =
-            fs::read_link(&path).is_ok_and(|l| l.to_string_lossy().starts_with("/memfd:"));
-        if is_memfd {
-            let meta = fs::metadata(&path)?;
-            if !seen.contains(&meta.ino()) {
-                seen.push(meta.ino());
-                sum += meta.blocks() * 512;
-            }
-        }
-    }
-    Ok(sum)
 }

@@ -35,8 +35,11 @@ impl KvmKind {
         }
     }
 
-    /// The first CPU's flags say it for all: a host of mixed CPUs could not migrate tasks.
-    fn of_this_host() -> io::Result<Self> {
+    /// What this host's CPU flags say. The first CPU's say it for all: a host of mixed CPUs could not migrate tasks.
+    ///
+    /// # Errors
+    /// If `/proc/cpuinfo` cannot be read.
+    pub fn of_this_host() -> io::Result<Self> {
         let mut first = String::new();
         // Enough for the first CPU; on a large host the whole file is megabytes.
         fs::File::open("/proc/cpuinfo")?.take(8192).read_to_string(&mut first)?;
