@@ -11,6 +11,8 @@ pub mod buddy;
 pub mod census;
 #[cfg(not(loom))]
 pub mod console;
+#[cfg(not(loom))]
+pub mod entropy;
 pub mod memdesc;
 pub mod memory;
 pub mod platform;

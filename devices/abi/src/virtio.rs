@@ -2,6 +2,8 @@
 
 /// Device id of the console (§5.3).
 pub const VIRTIO_ID_CONSOLE: u32 = 3;
+/// Device id of the entropy source (§5.4).
+pub const VIRTIO_ID_RNG: u32 = 4;
 /// Device id of the traditional memory balloon (§5.5).
 pub const VIRTIO_ID_BALLOON: u32 = 5;
 

@@ -12,6 +12,8 @@ use super::ring::{MAX_RING_ENTRIES, RingMemory};
 
 /// Reads of STATUS that a reset may take before it is called stuck.
 const RESET_READS: u32 = 64;
+/// Looks at INTERRUPT_STATUS before a device that always has a reason is left to its next edge.
+const ACKNOWLEDGE_LOOKS: u32 = 8;
 
 /// A window does not hold a device that we can drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -301,15 +303,25 @@ impl<B: MmioBus> MmioDevice<B> {
         self.bus.write32(mmio::QUEUE_NOTIFY, u32::from(queue));
     }
 
-    /// Reads and acknowledges the interrupt's reasons.
+    /// Reads and acknowledges the interrupt's reasons, until none is left.
     ///
-    /// To be called before the used rings are scanned: lines are edge-triggered,
-    /// so what the device adds after the acknowledgement raises a new edge.
+    /// To be called before the used rings are scanned: what the device adds
+    /// after the last acknowledgement raises a new edge.
+    ///
+    /// One look is not enough. A device may drive its line as a level, high as
+    /// long as any reason is left (QEMU does). A reason that comes between the
+    /// read and the acknowledgement of another keeps such a line high; the
+    /// interrupt controller, which takes edges, would never hear of the device again.
     pub fn acknowledge_interrupt(&self) -> InterruptStatus {
-        let reasons = self.bus.read32(mmio::INTERRUPT_STATUS);
-        let known = reasons & (mmio::INT_VRING | mmio::INT_CONFIG);
-        if known != 0 {
-            self.bus.write32(mmio::INTERRUPT_ACK, known);
+        let mut known = 0;
+        for _ in 0..ACKNOWLEDGE_LOOKS {
+            let reasons = self.bus.read32(mmio::INTERRUPT_STATUS);
+            let fresh = reasons & (mmio::INT_VRING | mmio::INT_CONFIG);
+            if fresh == 0 {
+                break;
+            }
+            self.bus.write32(mmio::INTERRUPT_ACK, fresh);
+            known |= fresh;
         }
         InterruptStatus {
             used: known & mmio::INT_VRING != 0,

@@ -118,6 +118,9 @@ pub(crate) struct Misbehaviour {
     pub(crate) refuses_features: bool,
     pub(crate) never_finishes_reset: bool,
     pub(crate) refuses_queues: bool,
+    /// The next acknowledgement finds these reasons just raised; with `always`, each one does.
+    pub(crate) raises_at_acknowledgement: u32,
+    pub(crate) always: bool,
 }
 
 #[derive(Debug)]
@@ -186,6 +189,11 @@ impl<'m> FakeDevice<'m> {
 
     pub(crate) fn status(&self) -> u32 {
         self.state.borrow().status
+    }
+
+    /// The reasons for an interrupt that nobody has acknowledged: a level-driven line is high while there are any.
+    pub(crate) fn interrupt_reasons(&self) -> u32 {
+        self.state.borrow().interrupt
     }
 
     pub(crate) fn set_needs_reset(&self) {
@@ -311,7 +319,7 @@ impl MmioBus for FakeDevice<'_> {
     fn write32(&self, offset: u64, value: u32) {
         let mut state = self.state.borrow_mut();
         let select = state.queue_select;
-        let Misbehaviour { refuses_features, never_finishes_reset, refuses_queues } =
+        let Misbehaviour { refuses_features, never_finishes_reset, refuses_queues, .. } =
             state.misbehaviour;
         match offset {
             mmio::DEVICE_FEATURES_SEL => state.offered_select = value,
@@ -322,7 +330,13 @@ impl MmioBus for FakeDevice<'_> {
             }
             mmio::QUEUE_SEL => state.queue_select = usize::try_from(value).unwrap(),
             mmio::QUEUE_NOTIFY => state.kicks.push_back(u16::try_from(value).unwrap()),
-            mmio::INTERRUPT_ACK => state.interrupt &= !value,
+            mmio::INTERRUPT_ACK => {
+                state.interrupt =
+                    state.interrupt & !value | state.misbehaviour.raises_at_acknowledgement;
+                if !state.misbehaviour.always {
+                    state.misbehaviour.raises_at_acknowledgement = 0;
+                }
+            }
             mmio::STATUS if value == 0 && never_finishes_reset => {}
             mmio::STATUS if value == 0 => {
                 for queue in &mut state.queues {

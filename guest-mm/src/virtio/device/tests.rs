@@ -43,6 +43,16 @@ fn packed_rings_and_unsupported_features_are_declined() {
 }
 
 #[test]
+fn an_offer_of_every_bit_is_accepted_only_where_the_driver_supports_it() {
+    let ram = TestRam::new(1);
+    let fake = FakeDevice::new(&ram, VIRTIO_ID_BALLOON, u64::MAX, &[256]);
+    let device = MmioDevice::probe(&fake).unwrap();
+    device.reset().unwrap();
+    assert_eq!(device.negotiate(0), Ok(VIRTIO_F_VERSION_1));
+    assert_eq!(fake.accepted(), VIRTIO_F_VERSION_1);
+}
+
+#[test]
 fn a_device_without_version_1_is_failed() {
     let ram = TestRam::new(1);
     let fake = FakeDevice::new(&ram, VIRTIO_ID_BALLOON, 0, &[256]);
@@ -110,6 +120,38 @@ fn interrupt_reasons_are_acknowledged_once() {
     assert_eq!(device.acknowledge_interrupt(), InterruptStatus { used: false, config: true });
     assert_eq!(device.acknowledge_interrupt(), InterruptStatus::default());
     assert_eq!(device.read_config32(0), 7);
+}
+
+/// QEMU's line is high while any reason is left: one that came between the read and the
+/// acknowledgement kept it high, no edge came any more, and a target was never heard of.
+#[test]
+fn a_reason_that_comes_during_the_acknowledgement_does_not_keep_the_line_high() {
+    let ram = TestRam::new(1);
+    let fake = FakeDevice::new(&ram, VIRTIO_ID_BALLOON, 1, &[256]);
+    let device = MmioDevice::probe(&fake).unwrap();
+    fake.set_config32(0, 7);
+    fake.misbehave(Misbehaviour {
+        raises_at_acknowledgement: mmio::INT_VRING,
+        ..Default::default()
+    });
+    let both = InterruptStatus { used: true, config: true };
+    assert_eq!(device.acknowledge_interrupt(), both);
+    assert_eq!(fake.interrupt_reasons(), 0);
+}
+
+#[test]
+fn a_device_that_always_has_a_reason_does_not_hold_the_driver() {
+    let ram = TestRam::new(1);
+    let fake = FakeDevice::new(&ram, VIRTIO_ID_BALLOON, 1, &[256]);
+    let device = MmioDevice::probe(&fake).unwrap();
+    fake.set_config32(0, 7);
+    fake.misbehave(Misbehaviour {
+        raises_at_acknowledgement: mmio::INT_CONFIG,
+        always: true,
+        ..Default::default()
+    });
+    let config = InterruptStatus { used: false, config: true };
+    assert_eq!(device.acknowledge_interrupt(), config);
 }
 
 #[test]
