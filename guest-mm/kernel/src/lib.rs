@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod cmdline;
 pub mod direct_map;
+pub mod entropy;
 pub mod layout;
 pub mod level;
 pub mod memory_map;

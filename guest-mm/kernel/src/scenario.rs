@@ -11,6 +11,12 @@ pub const BAD_ARGUMENTS: u8 = 2;
 /// Exit code when there is no scenario of the name.
 pub const NOT_FOUND: u8 = 127;
 
+/// Bytes that `entropy` reads when it is not told.
+pub const ENTROPY_BYTES: u32 = 4096;
+/// Fewest bytes that `entropy` can judge: below, chance alone may look like a fault.
+pub const MIN_ENTROPY_BYTES: u32 = 32;
+/// Most bytes that `entropy` reads.
+pub const MAX_ENTROPY_BYTES: u32 = 1 << 20;
 /// Longest time that an argument may ask for.
 pub const MAX_SECONDS: u32 = 3600;
 
@@ -34,6 +40,11 @@ pub enum Call {
     Census,
     /// Prints the balloon driver's state and counters.
     Balloon,
+    /// Reads random bytes and looks whether they can be random.
+    Entropy {
+        /// How many.
+        bytes: u32,
+    },
     /// Stresses the trap path.
     TrapStress {
         /// How long.
@@ -99,6 +110,7 @@ pub const NAMES: &[&str] = &[
     "verify",
     "census",
     "balloon",
+    "entropy",
     "trap-stress",
     "protection",
     "spin",
@@ -131,6 +143,11 @@ impl Call {
             "verify" => alone(Self::Verify, "verify"),
             "census" => alone(Self::Census, "census"),
             "balloon" => alone(Self::Balloon, "balloon"),
+            "entropy" => {
+                let usage = "entropy [BYTES], 32 to 1M";
+                let bytes = entropy_bytes(args).ok_or(BadCall::Usage(usage))?;
+                Ok(Self::Entropy { bytes })
+            }
             "trap-stress" => {
                 let seconds = seconds(args).ok_or(BadCall::Usage("trap-stress SECONDS"))?;
                 Ok(Self::TrapStress { seconds })
@@ -148,6 +165,17 @@ impl Call {
             "triple-fault" => alone(Self::TripleFault, "triple-fault"),
             _ => Err(BadCall::NoSuchScenario),
         }
+    }
+}
+
+/// No argument, or one: a size within the limits.
+fn entropy_bytes(args: &[&str]) -> Option<u32> {
+    match args {
+        [] => Some(ENTROPY_BYTES),
+        [text] => size::parse(text)
+            .and_then(|bytes| u32::try_from(bytes).ok())
+            .filter(|bytes| (MIN_ENTROPY_BYTES..=MAX_ENTROPY_BYTES).contains(bytes)),
+        _ => None,
     }
 }
 
@@ -174,6 +202,8 @@ mod tests {
     fn good_arguments_are_read() {
         assert_eq!(Call::parse("touch", &["all"]), Ok(Call::Touch(TouchSize::All)));
         assert_eq!(Call::parse("touch", &["64M"]), Ok(Call::Touch(TouchSize::Bytes(64 << 20))));
+        assert_eq!(Call::parse("entropy", &[]), Ok(Call::Entropy { bytes: 4096 }));
+        assert_eq!(Call::parse("entropy", &["1M"]), Ok(Call::Entropy { bytes: 1 << 20 }));
         assert_eq!(Call::parse("trap-stress", &["60"]), Ok(Call::TrapStress { seconds: 60 }));
     }
 
@@ -186,6 +216,10 @@ mod tests {
             ("touch", &["12Q"]),
             ("touch", &["all", "x"]),
             ("verify", &["x"]),
+            ("entropy", &["31"]),
+            ("entropy", &["1048577"]),
+            ("entropy", &["x"]),
+            ("entropy", &["64", "64"]),
             ("spin", &["0"]),
             ("spin", &["3601"]),
             ("spin", &["-1"]),

@@ -5,50 +5,29 @@
 
 use core::fmt;
 
-use guest_kernel::cmdline::Options;
-use guest_kernel::layout::FIRST_VECTOR;
-use guest_kernel::memory_map::{RamMap, outer_pages};
 use guest_kernel::protocol::{Event, LineReader, MAX_LINE_BYTES, Request};
 use guest_kernel::scenario::{self, Call};
-use guest_mm::balloon::{self, BalloonDriver, Wake};
+use guest_mm::balloon::{BalloonDriver, Wake};
 use guest_mm::console::{AgentState, ConsoleDriver};
+use guest_mm::entropy::EntropyDriver;
 use guest_mm::memory::Memory;
 use guest_mm::slab::KmemCache;
 use guest_mm::store::PfnStore;
-use guest_mm::virtio::MmioBus;
-use guest_mm::virtio::discovery::{self, MmioWindow};
 
-use super::ioapic::IoApic;
-use super::log::{debug, error, warning};
+use super::devices::{Causes, Served};
+use super::log::error;
 use super::platform::Machine;
 use super::sentinel::Sentinels;
 use super::serial::Serial;
 use super::window::Window;
 use super::{irq, power, time, timer};
 
-/// Vectors that devices get; the timer and the trap stress have the others.
-const DEVICE_VECTORS: core::ops::Range<u8> = FIRST_VECTOR + 1..FIRST_VECTOR + 11;
 /// Longest line of scenario output; the rest is cut off.
 const MAX_TEXT_BYTES: usize = 512;
 /// Bytes towards the agent that may wait for room in the port.
 const OUT_BYTES: usize = 2 * MAX_LINE_BYTES;
 /// Bytes taken from the port at once.
 const RECEIVE_BYTES: usize = 256;
-
-/// A driver and the interrupts that it has dealt with.
-struct Served<D> {
-    driver: D,
-    vector: u8,
-    seen: u64,
-}
-
-impl<D> Served<D> {
-    /// Whether the device's line fired since the last call.
-    fn fired(&mut self) -> bool {
-        let count = irq::count(self.vector);
-        core::mem::replace(&mut self.seen, count) != count
-    }
-}
 
 /// Where a scenario's output goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,8 +60,12 @@ pub(super) struct Kernel<'m, S> {
     pub(super) caches: &'m [&'m KmemCache],
     /// Pages that must never change.
     pub(super) sentinels: Sentinels,
-    balloon: Option<Served<BalloonDriver<'m, Machine, Window, S>>>,
-    console: Option<Served<ConsoleDriver<Window>>>,
+    /// The balloon's driver.
+    pub(super) balloon: Option<Served<BalloonDriver<'m, Machine, Window, S>>>,
+    /// The console's driver.
+    pub(super) console: Option<Served<ConsoleDriver<Window>>>,
+    /// The entropy source's driver.
+    pub(super) entropy: Option<Served<EntropyDriver<Window>>>,
     reader: LineReader,
     pending: Pending,
     out: Out,
@@ -105,67 +88,13 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
             sentinels: Sentinels::place(memory),
             balloon: None,
             console: None,
+            entropy: None,
             reader: LineReader::new(),
             pending: Pending { line: [0; MAX_LINE_BYTES], len: 0 },
             out: Out { bytes: [0; OUT_BYTES], len: 0 },
             announced: false,
             destination: None,
             bad_lines: 0,
-        }
-    }
-
-    /// Finds and starts the devices that the command line announces.
-    pub(super) fn find_devices(&mut self, cmdline: &str, options: &Options<'_>, ram: &RamMap) {
-        let Some(ioapic) = IoApic::new() else { return };
-        let mut vectors = DEVICE_VECTORS;
-        for window in discovery::windows(cmdline) {
-            let window = match window {
-                Ok(window) => window,
-                Err(error) => {
-                    warning!("{error}");
-                    continue;
-                }
-            };
-            let pages = outer_pages(window.base, window.bytes);
-            let in_ram = pages.is_some_and(|pages| {
-                ram.ranges().iter().any(|range| range.intersection(pages).is_some())
-            });
-            let Some(bus) = (!in_ram).then(|| Window::map(&window)).flatten() else {
-                warning!("device window at {:#x} is in RAM or out of reach", window.base);
-                continue;
-            };
-            let Some(vector) = vectors.next() else {
-                warning!("too many devices: {:#x} is ignored", window.base);
-                continue;
-            };
-            if ioapic.route(window.gsi, vector).is_err() {
-                warning!("device at {:#x} has no such interrupt: {}", window.base, window.gsi);
-                continue;
-            }
-            self.start_device(bus, &window, vector, options);
-        }
-    }
-
-    /// Starts the driver that the device in `bus` asks for.
-    fn start_device(&mut self, bus: Window, at: &MmioWindow, vector: u8, options: &Options<'_>) {
-        match bus.read32(abi::mmio::DEVICE_ID) {
-            abi::virtio::VIRTIO_ID_BALLOON if self.balloon.is_none() => {
-                let options = balloon::Options {
-                    max_order: u32::from(options.balloon_order),
-                    ..balloon::Options::default()
-                };
-                match BalloonDriver::start(self.memory, self.store, bus, options) {
-                    Ok(driver) => self.balloon = Some(Served { driver, vector, seen: 0 }),
-                    Err(error) => error!("balloon at {:#x}: {error}", at.base),
-                }
-            }
-            abi::virtio::VIRTIO_ID_CONSOLE if self.console.is_none() => {
-                match ConsoleDriver::start(bus, self.memory) {
-                    Ok(driver) => self.console = Some(Served { driver, vector, seen: 0 }),
-                    Err(error) => error!("console at {:#x}: {error}", at.base),
-                }
-            }
-            id => debug!("device {id} at {:#x} has no driver here", at.base),
         }
     }
 
@@ -180,6 +109,11 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
             wake = balloon.driver.poll();
         }
         self.serve_console();
+        if let Some(entropy) = &mut self.entropy
+            && entropy.fired()
+        {
+            entropy.driver.interrupt();
+        }
         wake
     }
 
@@ -190,8 +124,8 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
             console.driver.interrupt();
         }
         if let Err(error) = console.driver.poll() {
-            error!("console: {error}");
-            self.console = None;
+            error!("console: {}", Causes(&error));
+            self.give_console_up();
             return;
         }
         match console.driver.agent() {
@@ -210,6 +144,14 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
         }
         self.flush();
         self.receive();
+    }
+
+    /// Resets a failed console and takes its memory back.
+    fn give_console_up(&mut self) {
+        if let Some(console) = self.console.take() {
+            // A device stuck in reset may still write to the pages: they stay lent.
+            let _stuck = console.driver.shut_down(self.memory);
+        }
     }
 
     /// Appends an event to what is on its way; one that does not fit is dropped.
@@ -374,7 +316,7 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
 }
 
 /// Sleeps until an interrupt, or until `wake`.
-fn idle(wake: Wake) {
+pub(super) fn idle(wake: Wake) {
     match wake {
         Wake::Now => return,
         Wake::OnInterrupt => {}

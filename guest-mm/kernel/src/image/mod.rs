@@ -2,6 +2,7 @@
 
 mod apic;
 mod boot;
+mod devices;
 mod gate;
 mod ioapic;
 mod irq;

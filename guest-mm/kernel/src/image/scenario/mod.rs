@@ -3,6 +3,7 @@
 mod balloon;
 mod census;
 mod ends;
+mod entropy;
 mod protection;
 mod touch;
 mod trap_stress;
@@ -22,6 +23,7 @@ impl<S: PfnStore> Kernel<'_, S> {
             Call::Verify => self.verify(),
             Call::Census => self.census(),
             Call::Balloon => self.print_balloon(),
+            Call::Entropy { bytes } => self.entropy(bytes),
             Call::TrapStress { seconds } => self.trap_stress(seconds),
             Call::Protection => self.protection(),
             Call::Spin { seconds } => spin(seconds),
