@@ -6,6 +6,7 @@ pub mod host_memory;
 pub mod kvm;
 pub mod lab;
 pub mod linux;
+pub mod machine;
 pub mod mock_vm;
 pub mod payload;
 pub mod sim;

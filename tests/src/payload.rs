@@ -91,6 +91,18 @@ impl Payload {
         self.raw(&[0x66, 0xa1]).raw(&address).raw(&[0x66, 0xa3]).raw(&address)
     }
 
+    /// Waits until a bit of `mask` is set in the 16-bit register at `port`; `mask` within its upper byte.
+    pub fn wait_port16(self, port: u16, mask: u16) -> Self {
+        let [_, high] = mask.to_le_bytes();
+        // again: in ax, dx; test ah, high; jz again
+        self.mov_dx(port).raw(&[0x66, 0xed, 0xf6, 0xc4, high, 0x74, 0xf9])
+    }
+
+    /// Waits until the dword at `gpa` is not zero: `again: mov eax, [gpa]; test eax, eax; jz again`.
+    pub fn wait_memory32(self, gpa: u32) -> Self {
+        self.load32(gpa).raw(&[0x85, 0xc0, 0x74, 0xf7])
+    }
+
     /// Resets the machine.
     pub fn reset(self) -> Self {
         self.out8(I8042_COMMAND_PORT, I8042_RESET)

@@ -5,99 +5,23 @@ use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
 use abi::PageCount;
 use aerostat::boot::BootError;
 use aerostat::kvm::{Host, KvmKind};
-use aerostat::vm::config::{BalloonConfig, Kernel, OnReset, SerialPort, VmConfig};
+use aerostat::vm::config::{BalloonConfig, Kernel, OnReset, VmConfig};
 use aerostat::vm::exit::{ExitReason, InternalCause};
-use aerostat::vm::handle::{OperationState, Reply, VmError, VmHandle, VmRequest, VmState};
+use aerostat::vm::handle::{OperationState, VmError, VmRequest, VmState};
 use aerostat::vm::{StartError, Vm};
 use system_tests::kvm::kvm_or_skip;
+use system_tests::machine::{config, start, start_with_input};
 use system_tests::payload::{Payload, SCRATCH_GPA};
 use system_tests::vm::wait_for;
-use tempfile::NamedTempFile;
 use tokio::sync::oneshot;
 
 const BALLOON_WINDOW: u32 = 0xd000_0000;
-
-fn config(payload: &Payload) -> VmConfig {
-    VmConfig {
-        memory_bytes: 8 << 20,
-        kernel: Kernel::Image(Arc::from(payload.elf())),
-        ..VmConfig::new(Instant::now())
-    }
-}
-
-/// A VM on a thread of its own.
-struct Running {
-    handle: VmHandle,
-    /// A file description of our own: reading must not move where the VM writes.
-    output: NamedTempFile,
-    thread: JoinHandle<ExitReason>,
-}
-
-fn start(config: VmConfig) -> Running {
-    start_with_input(config, None)
-}
-
-fn start_with_input(config: VmConfig, input: Option<File>) -> Running {
-    let output = NamedTempFile::new().expect("a temporary file");
-    let files = SerialPort::Files { input, output: output.reopen().expect("a second handle") };
-    let config = VmConfig { serial: files, ..config };
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let thread = thread::spawn(move || {
-        let vm = Vm::build(config).expect("the VM is built");
-        sender.send(vm.handle()).expect("the test waits for it");
-        vm.run()
-    });
-    let handle = receiver.recv().expect("the VM is built");
-    Running { handle, output, thread }
-}
-
-impl Running {
-    fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> VmRequest) -> Result<T, VmError> {
-        let (reply, answer) = oneshot::channel();
-        self.handle.post(request(reply)).expect("the VM lives");
-        answer.blocking_recv().expect("the VM answers")
-    }
-
-    fn output(&self) -> Vec<u8> {
-        std::fs::read(self.output.path()).expect("the output")
-    }
-
-    /// Waits for `what` in the output; gives the VM back unless it has ended.
-    fn printed(self, what: &str) -> Self {
-        let seen = wait_for(what, || {
-            let seen = String::from_utf8_lossy(&self.output()).contains(what);
-            (seen || self.thread.is_finished()).then_some(seen)
-        });
-        if seen {
-            self
-        } else {
-            panic!("the VM ended before it printed {what:?}: {:?}", self.end())
-        }
-    }
-
-    fn end_raw(self) -> (ExitReason, Vec<u8>) {
-        let Self { thread, output, .. } = self;
-        let reason = thread.join().expect("the VM's thread does not panic");
-        (reason, std::fs::read(output.path()).expect("the output"))
-    }
-
-    fn end(self) -> (ExitReason, String) {
-        let (reason, bytes) = self.end_raw();
-        (reason, String::from_utf8_lossy(&bytes).into_owned())
-    }
-
-    fn stop(self) -> (ExitReason, String) {
-        let by_guest = self.ask(|reply| VmRequest::Stop { timeout: Some(Duration::ZERO), reply });
-        assert!(!by_guest.expect("the VM answers"), "these kernels have no agent");
-        self.end()
-    }
-}
 
 fn run(payload: Payload) -> (ExitReason, String) {
     start(config(&payload)).end()
@@ -253,9 +177,9 @@ fn a_pause_right_after_a_resume_is_answered() {
     for _ in 0..100 {
         vm.ask(VmRequest::Pause).expect("paused");
         let (resumed, _unheard) = oneshot::channel();
-        vm.handle.post(VmRequest::Resume(resumed)).expect("the VM lives");
+        vm.handle().post(VmRequest::Resume(resumed)).expect("the VM lives");
         let (reply, mut answer) = oneshot::channel();
-        vm.handle.post(VmRequest::Pause(reply)).expect("the VM lives");
+        vm.handle().post(VmRequest::Pause(reply)).expect("the VM lives");
         wait_for("the second pause", || answer.try_recv().ok()).expect("paused");
         assert_eq!(vm.ask(VmRequest::Info).expect("an answer").state, VmState::Paused);
         vm.ask(VmRequest::Resume).expect("running");

@@ -9,6 +9,7 @@
 mod dsdt;
 mod fadt;
 mod madt;
+pub(crate) mod pm1;
 
 use abi::mmio::WINDOW_BYTES;
 use abi::platform::{

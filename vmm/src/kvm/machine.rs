@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{KvmError, cpuid, regs};
 use crate::boot::Entry;
+use crate::line::KvmLevelLine;
 
 /// Three pages for the real-mode task segment of older Intel CPUs, in the MMIO gap below the BIOS.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -25,7 +26,7 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 /// A VM in the kernel.
 pub(crate) struct Machine {
     // Declared before `ram`: the VM goes first, then the memory it maps.
-    vm: VmFd,
+    vm: Arc<VmFd>,
     _ram: Arc<HostRam>,
 }
 
@@ -57,7 +58,7 @@ impl Machine {
             .map_err(|source| KvmError::ioctl("KVM_SET_TSS_ADDR", source))?;
         vm.create_irq_chip().map_err(|source| KvmError::ioctl("KVM_CREATE_IRQCHIP", source))?;
         route_to_ioapic(&vm)?;
-        Ok(Self { vm, _ram: ram })
+        Ok(Self { vm: Arc::new(vm), _ram: ram })
     }
 
     /// Makes a write to `line` an edge on `gsi`.
@@ -66,6 +67,11 @@ impl Machine {
     /// [`KvmError::Ioctl`].
     pub(crate) fn connect_line(&self, line: &EventFd, gsi: u32) -> Result<(), KvmError> {
         self.vm.register_irqfd(line, gsi).map_err(|source| KvmError::ioctl("KVM_IRQFD", source))
+    }
+
+    /// Makes `line` a level on its GSI.
+    pub(crate) fn connect_level(&self, line: &KvmLevelLine) {
+        line.connect(&self.vm);
     }
 
     /// Makes the guest's notification of `queue` in the window at `base` a write to `doorbell`.

@@ -7,16 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use abi::mmio::WINDOW_BYTES;
 use abi::platform::{
-    I8042_COMMAND_PORT, I8042_RESET, PM1A_CONTROL_PORT, PM1A_SLEEP_S5, PVPANIC_PANICKED,
-    PVPANIC_PORT, SERIAL_PORT, VIRTIO_MMIO_BASE,
+    I8042_COMMAND_PORT, I8042_RESET, PVPANIC_PANICKED, PVPANIC_PORT, SERIAL_PORT, VIRTIO_MMIO_BASE,
 };
 
 use super::exit::ExitReason;
 use super::window::MmioWindow;
+use crate::acpi::pm1::{self, Pm1, Pm1Write};
 use crate::serial::{self, Com1};
 
-/// SLP_EN and SLP_TYP of PM1a control: the bits that say which sleep state is entered.
-const PM1A_SLEEP_MASK: u16 = 0x3c00;
 /// Last port of the serial console.
 const SERIAL_LAST: u16 = SERIAL_PORT + serial::REGISTERS - 1;
 
@@ -32,15 +30,16 @@ pub(crate) struct BoardCounters {
 /// Everything on the board's buses.
 pub(crate) struct Board {
     com1: Arc<Com1>,
+    pm1: Pm1,
     /// By slot.
     windows: Vec<Arc<dyn MmioWindow>>,
     counters: BoardCounters,
 }
 
 impl Board {
-    /// A board with a serial console and these virtio windows, which lie in the order of their slots.
-    pub(crate) fn new(com1: Arc<Com1>, windows: Vec<Arc<dyn MmioWindow>>) -> Self {
-        Self { com1, windows, counters: BoardCounters::default() }
+    /// A board with a serial console, power management and these virtio windows, which lie in the order of their slots.
+    pub(crate) fn new(com1: Arc<Com1>, pm1: Pm1, windows: Vec<Arc<dyn MmioWindow>>) -> Self {
+        Self { com1, pm1, windows, counters: BoardCounters::default() }
     }
 
     /// A write of `data` to `port`; string instructions bring several elements at once.
@@ -57,16 +56,12 @@ impl Board {
                 .iter()
                 .any(|byte| byte & PVPANIC_PANICKED != 0)
                 .then_some(ExitReason::GuestPanic),
-            PM1A_CONTROL_PORT => data
-                .chunks_exact(2)
-                .map(|word| u16::from_le_bytes([word[0], word[1]]))
-                .any(|word| word & PM1A_SLEEP_MASK == PM1A_SLEEP_S5)
-                .then_some(ExitReason::PowerOff),
-            _ => {
-                // Relaxed: a statistic.
-                self.counters.unknown_ports.fetch_add(1, Ordering::Relaxed);
-                None
-            }
+            pm1::FIRST_PORT..=pm1::LAST_PORT => match self.pm1.write(port, data) {
+                Pm1Write::Done => None,
+                Pm1Write::PowerOff => Some(ExitReason::PowerOff),
+                Pm1Write::Ignored => self.unknown_port(),
+            },
+            _ => self.unknown_port(),
         }
     }
 
@@ -81,12 +76,23 @@ impl Board {
             I8042_COMMAND_PORT => data.fill(0),
             // The events that can be reported.
             PVPANIC_PORT => data.fill(PVPANIC_PANICKED),
-            PM1A_CONTROL_PORT => data.fill(0),
+            pm1::FIRST_PORT..=pm1::LAST_PORT => self.pm1.read(port, data),
             _ => {
                 self.counters.unknown_ports.fetch_add(1, Ordering::Relaxed);
                 data.fill(0xff);
             }
         }
+    }
+
+    fn unknown_port(&self) -> Option<ExitReason> {
+        // Relaxed: a statistic.
+        self.counters.unknown_ports.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+
+    /// The fixed hardware of ACPI.
+    pub(crate) fn pm1(&self) -> &Pm1 {
+        &self.pm1
     }
 
     /// A read of `data` at guest-physical `gpa`.
@@ -140,7 +146,7 @@ mod tests {
     use super::*;
     use crate::kvm::KvmError;
     use crate::kvm::machine::Machine;
-    use crate::line::Line;
+    use crate::line::{KvmLevelLine, Line};
     use crate::vm::window::Place;
 
     /// Records writes as (offset, length) and reads its own number.
@@ -174,7 +180,8 @@ mod tests {
         let probe = |number| Arc::new(Probe { number, writes: Mutex::new(Vec::new()) });
         let probes: Vec<_> = (0..2).map(probe).collect();
         let windows = probes.iter().map(|probe| probe.clone() as Arc<dyn MmioWindow>).collect();
-        (Board::new(com1, windows), probes)
+        let pm1 = Pm1::new(Arc::new(KvmLevelLine::new(9)));
+        (Board::new(com1, pm1, windows), probes)
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use abi::console::AGENT_PORT_NAME;
-use abi::platform::SERIAL_GSI;
+use abi::platform::{SCI_GSI, SERIAL_GSI};
 use devices::balloon::{Balloon, BalloonOptions, ReleaseMode};
 use devices::console::Console;
 use devices::ram::GuestRam;
@@ -23,12 +23,13 @@ use super::handle::{VmInfo, VmState};
 use super::slots::Slots;
 use super::vcpu::{ExitCounters, VcpuEvents, Vcpus};
 use super::window::{Place, Window};
+use crate::acpi::pm1::Pm1;
 use crate::acpi::{AcpiError, MachineDescription, Tables, VirtioSlot};
 use crate::boot::cmdline::{self, DEFAULT_FOR_FILES};
 use crate::boot::{Entry, KernelImage};
 use crate::kvm::machine::Machine;
 use crate::kvm::{Host, KvmError};
-use crate::line::Line;
+use crate::line::{KvmLevelLine, Line};
 use crate::serial::Com1;
 
 /// The argument parser's, whose stack the C library has kept: no further memory.
@@ -52,6 +53,7 @@ pub(super) struct Chassis {
     host: Host,
     cpuid: CpuId,
     serial_line: Arc<Line>,
+    sci: Arc<KvmLevelLine>,
     pub(super) com1: Arc<Com1>,
     /// Every virtio device, in the order of their windows.
     slots: Slots,
@@ -86,12 +88,14 @@ impl Chassis {
         let balloon = new_balloon(config, &ram)?;
         let balloon = balloon.map(|balloon| slots.insert(balloon)).transpose().map_err(eventfds)?;
         let console = slots.insert(Console::new(AGENT_PORT_NAME)).map_err(eventfds)?;
-        let board = Arc::new(Board::new(com1.clone(), slots.windows().to_vec()));
+        let sci = Arc::new(KvmLevelLine::new(SCI_GSI));
+        let pm1 = Pm1::new(sci.clone());
+        let board = Arc::new(Board::new(com1.clone(), pm1, slots.windows().to_vec()));
         let cmdline = command_line(config, &slots);
         let acpi = acpi_tables(config.vcpus, &slots)?;
         let rsdp = acpi.write(ram.memory())?;
         let entry = kernel.load(ram.memory(), ram.ram_ranges(), &cmdline, rsdp)?;
-        let wiring = Wiring { serial_line: &serial_line, slots: &slots };
+        let wiring = Wiring { serial_line: &serial_line, sci: &sci, slots: &slots };
         let (machine, vcpus) = new_machine(vm, &ram, wiring, (&cpuid, config.vcpus), entry)?;
         let exit_counters = (0..config.vcpus).map(|_| Arc::default()).collect();
         Ok(Self {
@@ -108,6 +112,7 @@ impl Chassis {
             host,
             cpuid,
             serial_line,
+            sci,
             com1,
             slots,
             balloon,
@@ -147,6 +152,7 @@ impl Chassis {
     pub(super) fn reboot(&mut self) -> Result<(), StartError> {
         self.console.reset();
         self.com1.reset();
+        self.board.pm1().reset();
         self.ram.discard(self.ram.ram_ranges()).map_err(|error| {
             log::error!("reboot: {error}");
             StartError::host("Emptying guest RAM", error.source)
@@ -156,7 +162,7 @@ impl Chassis {
         let entry = self.kernel.load(memory, ram, &self.cmdline, rsdp)?;
         // Before the new one: KVM lets an eventfd be the line of one machine only.
         self.machine = None;
-        let wiring = Wiring { serial_line: &self.serial_line, slots: &self.slots };
+        let wiring = Wiring { serial_line: &self.serial_line, sci: &self.sci, slots: &self.slots };
         let vm = self.host.create_vm()?;
         let cpus = (&self.cpuid, self.vcpu_count);
         let (machine, vcpus) = new_machine(vm, &self.ram, wiring, cpus, entry)?;
@@ -212,6 +218,7 @@ fn new_balloon(config: &VmConfig, ram: &HostRam) -> Result<Option<Balloon>, Star
 /// What is connected to the interrupt controllers and the I/O bus.
 struct Wiring<'a> {
     serial_line: &'a Line,
+    sci: &'a KvmLevelLine,
     slots: &'a Slots,
 }
 
@@ -224,6 +231,7 @@ fn new_machine(
 ) -> Result<(Machine, Vec<VcpuFd>), StartError> {
     let machine = Machine::new(vm, ram.clone())?;
     machine.connect_line(wiring.serial_line.eventfd(), wiring.serial_line.gsi())?;
+    machine.connect_level(wiring.sci);
     for window in wiring.slots.windows() {
         window.connect(&machine)?;
     }

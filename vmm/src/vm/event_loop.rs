@@ -27,6 +27,7 @@ use super::stdio::Stdio;
 use super::vcpu::{VcpuEvent, Vcpus};
 use super::window::Window;
 use super::{NotStarted, OnReset, StartError, chain, metrics};
+use crate::acpi::pm1::Press;
 use crate::agent::{Agent, AgentEvent};
 
 /// What can wake the loop.
@@ -61,9 +62,21 @@ enum RunState {
     Paused,
 }
 
+/// Who was asked to power the guest off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// Our guest's agent.
+    Agent,
+    /// Whoever has enabled the ACPI power button.
+    PowerButton,
+}
+
 /// A stop that the guest was asked for.
+#[derive(Default)]
 struct Stopping {
     deadline: Option<Instant>,
+    /// Its agent was, whose port loses nothing: once is enough.
+    agent_asked: bool,
     replies: Vec<Reply<bool>>,
 }
 
@@ -389,18 +402,37 @@ impl EventLoop {
         }
     }
 
+    /// Asks the guest to power off: its agent, else by the power button; `None`: nobody listens.
+    fn ask_to_power_off(&mut self) -> Option<Asked> {
+        if self.run_state != RunState::Running {
+            return None;
+        }
+        if self.stopping.as_ref().is_some_and(|stopping| stopping.agent_asked)
+            || self.agent.power_off()
+        {
+            self.send_to_agent();
+            return Some(Asked::Agent);
+        }
+        match self.parts.chassis.board.pm1().press_power_button() {
+            Press::Raised => Some(Asked::PowerButton),
+            // Asked before, and on its way: a kernel that powers off disables the button.
+            Press::NotEnabled if self.stopping.is_some() => Some(Asked::PowerButton),
+            Press::NotEnabled => {
+                log::info!("the guest has no agent and has not enabled the ACPI power button");
+                None
+            }
+        }
+    }
+
     fn stop(&mut self, timeout: Option<Duration>, reply: Reply<bool>) -> Option<ExitReason> {
-        let asked = self.run_state == RunState::Running
-            && (self.stopping.is_some() || self.agent.power_off());
-        if !asked {
+        let Some(asked) = self.ask_to_power_off() else {
             answer(reply, Ok(false));
             return timeout.map(|_| ExitReason::Stopped { by_guest: false });
-        }
-        self.send_to_agent();
+        };
         // A timeout beyond what a clock can say is no timeout.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let stopping =
-            self.stopping.get_or_insert(Stopping { deadline: None, replies: Vec::new() });
+        let stopping = self.stopping.get_or_insert_with(Stopping::default);
+        stopping.agent_asked |= asked == Asked::Agent;
         stopping.deadline = [stopping.deadline, deadline].into_iter().flatten().min();
         queue_up(&mut stopping.replies, reply);
         None
