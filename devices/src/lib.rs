@@ -9,8 +9,10 @@ pub mod balloon;
 pub mod clock;
 pub mod console;
 mod counters;
+pub mod entropy;
 pub mod interrupt;
 pub mod ram;
+pub mod rate_limiter;
 pub mod ring;
 mod sync;
 #[cfg(any(test, feature = "testing"))]

@@ -52,6 +52,11 @@ fn balloon_survives_its_seeds() {
 }
 
 #[test]
+fn entropy_survives_its_seeds() {
+    replay("entropy");
+}
+
+#[test]
 fn every_target_has_seeds_and_every_seed_a_target() {
     let named: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
     let root = workspace_root().join("tests/fuzz/seeds");

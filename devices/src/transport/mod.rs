@@ -160,6 +160,15 @@ impl<D: VirtioDevice> MmioTransport<D> {
         self.progress()
     }
 
+    /// Serves queue `index` because the host can go on with it, not because of a kick.
+    #[must_use = "a pending queue has to be served again"]
+    pub fn resume_queue(&mut self, index: u16) -> QueueProgress {
+        if self.is_running() && self.queues.is_ready(index) {
+            self.serve(index);
+        }
+        self.progress()
+    }
+
     fn kick_queue(&mut self, index: u16) {
         if self.status & DRIVER_OK == 0 {
             // The queues are looked at when DRIVER_OK comes, so nothing is lost.

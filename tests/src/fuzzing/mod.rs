@@ -7,6 +7,7 @@
 
 mod balloon;
 mod console;
+mod entropy;
 mod input;
 mod machine;
 mod ring;
@@ -22,11 +23,12 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     Target { name: "transport", run: transport::run },
     Target { name: "ring", run: ring::run },
     Target { name: "console", run: console::run },
     Target { name: "balloon", run: balloon::run },
+    Target { name: "entropy", run: entropy::run },
 ];
 
 /// Acts `data` out on the target called `name`.
