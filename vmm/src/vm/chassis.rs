@@ -9,6 +9,7 @@ use abi::console::AGENT_PORT_NAME;
 use abi::platform::{SCI_GSI, SERIAL_GSI};
 use devices::balloon::{Balloon, BalloonOptions, ReleaseMode};
 use devices::console::Console;
+use devices::entropy::Entropy;
 use devices::ram::GuestRam;
 use guest_ram::{HostRam, Prefault};
 use kvm_bindings::CpuId;
@@ -19,6 +20,7 @@ use super::StartError;
 use super::balloon_worker::{BalloonWorker, HostClock};
 use super::board::Board;
 use super::config::{Kernel, OnReset, VmConfig};
+use super::entropy::{EntropyService, new_entropy};
 use super::handle::{VmInfo, VmState};
 use super::slots::Slots;
 use super::vcpu::{ExitCounters, VcpuEvents, Vcpus};
@@ -59,6 +61,7 @@ pub(super) struct Chassis {
     slots: Slots,
     pub(super) balloon: Option<Arc<Window<Balloon>>>,
     pub(super) console: Arc<Window<Console>>,
+    pub(super) entropy: Option<Arc<Window<Entropy>>>,
     pub(super) board: Arc<Board>,
     pub(super) exit_counters: Vec<Arc<ExitCounters>>,
     events: VcpuEvents,
@@ -88,6 +91,8 @@ impl Chassis {
         let balloon = new_balloon(config, &ram)?;
         let balloon = balloon.map(|balloon| slots.insert(balloon)).transpose().map_err(eventfds)?;
         let console = slots.insert(Console::new(AGENT_PORT_NAME)).map_err(eventfds)?;
+        let entropy = config.entropy.map(|options| new_entropy(options, config.started));
+        let entropy = entropy.map(|entropy| slots.insert(entropy)).transpose().map_err(eventfds)?;
         let sci = Arc::new(KvmLevelLine::new(SCI_GSI));
         let pm1 = Pm1::new(sci.clone());
         let board = Arc::new(Board::new(com1.clone(), pm1, slots.windows().to_vec()));
@@ -117,6 +122,7 @@ impl Chassis {
             slots,
             balloon,
             console,
+            entropy,
             board,
             exit_counters,
             events,
@@ -146,11 +152,20 @@ impl Chassis {
         self.balloon.as_ref().map(start).transpose()
     }
 
+    /// The event loop's side of the entropy device, if there is one.
+    pub(super) fn entropy_service(&self) -> Option<EntropyService> {
+        let window = self.entropy.clone()?;
+        Some(EntropyService::new(window, self.started))
+    }
+
     /// Builds the machine anew over the same RAM, which is emptied, and loads the kernel again.
     ///
     /// Called with the vCPUs stopped and the balloon reset.
     pub(super) fn reboot(&mut self) -> Result<(), StartError> {
         self.console.reset();
+        if let Some(entropy) = &self.entropy {
+            entropy.reset();
+        }
         self.com1.reset();
         self.board.pm1().reset();
         self.ram.discard(self.ram.ram_ranges()).map_err(|error| {

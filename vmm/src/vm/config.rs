@@ -38,8 +38,8 @@ pub struct VmConfig {
     pub on_reset: OnReset,
     /// The balloon device, if there is one.
     pub balloon: Option<BalloonConfig>,
-    /// Whether there is an entropy device.
-    pub entropy: bool,
+    /// The entropy device, if there is one.
+    pub entropy: Option<EntropyConfig>,
     /// Block devices in the order in which the guest finds them; at most [`MAX_DRIVES`].
     pub drives: Vec<DriveConfig>,
     /// Where the serial console goes.
@@ -62,7 +62,7 @@ impl VmConfig {
             prefault: false,
             on_reset: OnReset::Exit,
             balloon: Some(BalloonConfig::default()),
-            entropy: true,
+            entropy: Some(EntropyConfig::default()),
             drives: Vec::new(),
             serial: SerialPort::Stdio,
             started,
@@ -135,6 +135,26 @@ impl Default for BalloonConfig {
     fn default() -> Self {
         Self { target: PageCount::ZERO, stall_after: Duration::from_secs(2) }
     }
+}
+
+/// Options of the entropy device: how much the guest may ask of the host; by default as much as it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EntropyConfig {
+    /// Limit on bytes.
+    pub bandwidth: Option<RateLimit>,
+    /// Limit on requests.
+    pub ops: Option<RateLimit>,
+}
+
+/// A token bucket as Firecracker describes one; it limits nothing when `size` or `refill_time` is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Tokens (bytes or requests) in a full bucket.
+    pub size: u64,
+    /// Further tokens that can be taken once.
+    pub one_time_burst: u64,
+    /// From empty to full.
+    pub refill_time: Duration,
 }
 
 /// A block device.

@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::balloon_worker::{BalloonCommand, BalloonWorker};
 use super::chassis::Chassis;
+use super::entropy::{self, EntropyService};
 use super::exit::ExitReason;
 use super::handle::{Reply, VmError, VmRequest, VmState};
 use super::mailbox::Mailbox;
@@ -51,6 +52,10 @@ pub(super) enum Token {
     ConsoleQueue(u16),
     /// A vCPU wrote a console register.
     ConsoleTouched,
+    /// The guest notified the entropy device.
+    EntropyQueue,
+    /// A vCPU wrote a register of the entropy device.
+    EntropyTouched,
 }
 
 /// Whether vCPUs run.
@@ -105,6 +110,7 @@ pub(super) struct EventLoop {
     ready_us: Option<u64>,
     /// Console chains are left to be served without another kick.
     console_pending: bool,
+    entropy: Option<EntropyService>,
 }
 
 impl EventLoop {
@@ -120,6 +126,7 @@ impl EventLoop {
                 return Err(Box::new(NotStarted { error, mailbox }));
             }
         };
+        let entropy = parts.chassis.entropy_service();
         Ok(Self {
             parts,
             vcpus,
@@ -131,6 +138,7 @@ impl EventLoop {
             stopping: None,
             ready_us: None,
             console_pending: false,
+            entropy,
         })
     }
 
@@ -162,8 +170,7 @@ impl EventLoop {
 
     /// Waits once and serves what has happened.
     fn turn(&mut self) -> io::Result<Option<ExitReason>> {
-        let deadline = if self.console_pending { Some(Instant::now()) } else { self.deadline() };
-        for token in self.poller.wait(deadline)? {
+        for token in self.poller.wait(self.wake_at())? {
             if let Some(end) = self.dispatch(token)? {
                 return Ok(Some(end));
             }
@@ -172,10 +179,21 @@ impl EventLoop {
             let progress = self.console().lock().serve_pending();
             self.console_served(progress);
         }
+        if let Some(entropy) = &mut self.entropy {
+            entropy.turn();
+        }
         let expired = self.deadline().is_some_and(|deadline| deadline <= Instant::now());
         Ok(expired.then_some(ExitReason::Stopped { by_guest: false }))
     }
 
+    /// When the loop has something to do without an event.
+    fn wake_at(&self) -> Option<Instant> {
+        let console = self.console_pending.then(Instant::now);
+        let entropy = self.entropy.as_ref().and_then(EntropyService::deadline);
+        [self.deadline(), console, entropy].into_iter().flatten().min()
+    }
+
+    /// When a stop ends the VM whatever the guest does.
     fn deadline(&self) -> Option<Instant> {
         self.stopping.as_ref()?.deadline
     }
@@ -213,6 +231,8 @@ impl EventLoop {
                 let progress = self.console().lock().progress();
                 self.console_served(progress);
             }
+            Token::EntropyQueue => self.entropy.iter_mut().for_each(EntropyService::kicked),
+            Token::EntropyTouched => self.entropy.iter_mut().for_each(EntropyService::touched),
         }
         Ok(None)
     }
@@ -458,6 +478,9 @@ fn register(poller: &mut Poller<Token>, parts: &mut Parts) -> io::Result<()> {
     poller.watch(console.touched().as_raw_fd(), Token::ConsoleTouched)?;
     for (queue, doorbell) in (0..).zip(console.doorbells()) {
         poller.watch(doorbell.as_raw_fd(), Token::ConsoleQueue(queue))?;
+    }
+    if let Some(window) = &parts.chassis.entropy {
+        entropy::watch(window, poller)?;
     }
     parts.stdio.register(poller)
 }

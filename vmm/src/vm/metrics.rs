@@ -111,6 +111,18 @@ pub(super) fn collect(chassis: &Chassis, agent: &Agent) -> Vec<Metric> {
             agent.lost,
         ),
     ]);
+    if let Some(entropy) = &chassis.entropy {
+        let entropy = entropy.lock();
+        transport_counters("entropy", entropy.counters(), &mut out);
+        for (event, value) in entropy.device().counters().named() {
+            out.push(counter(
+                "aerostat_entropy_events_total",
+                "Events of the entropy device, and bytes that it gave out",
+                format!("event=\"{event}\""),
+                value,
+            ));
+        }
+    }
     let console = chassis.console.lock();
     transport_counters("console", console.counters(), &mut out);
     for (event, value) in console.device().counters().named() {

@@ -7,6 +7,7 @@ mod balloon_worker;
 mod board;
 mod chassis;
 pub mod config;
+mod entropy;
 mod event_loop;
 pub mod exit;
 pub mod handle;
