@@ -4,12 +4,13 @@
 # Function, not performance: TCG is slow and its clock is elastic. docs/lab.md says more.
 #
 #   lab.sh [-k SERIES] [-m MiB] [-s CPUS] [-t SECONDS] [-a 'kernel args'] [-e NAME=VALUE]... [-f FILE[:PATH-IN-L1]]... [-l]
-#          [-r FILE] -- COMMAND [ARG...]
+#          [-r FILE] [-n] -- COMMAND [ARG...]
 #
 # -k  L1's kernel, such as 6.1 or 6.12 (default: the newest in /boot)     -t  real seconds for everything (default 120)
 # -f  FILE is copied with the shared libraries it needs (default place: /lab/NAME), ELF files without their debug sections
 # -l  puts every stock kernel and the Linux test guest's initramfs into /lab/linux, for tests whose guest is Linux
 # -r  what L1 writes to /dev/ttyS1 goes to FILE as it comes
+# -n  only says whether the packages are there
 #
 # Output is L1's console. Exit status: the command's; 124 when L1 did not finish in time; 69 when the lab's packages are missing.
 set -euo pipefail
@@ -18,10 +19,10 @@ packages=$(<"$here/packages")
 usage() { echo "lab.sh: $1" >&2; sed -n 's/^#   lab.sh/usage: lab.sh/p' "$0" >&2; exit 2; }
 missing() { echo "lab.sh: $1 (apt-get install --no-install-recommends $packages)" >&2; exit 69; }
 
-series= mem=2048 cpus=1 limit=120 extra= linux= results=null files=() vars=()
-while getopts k:m:s:t:a:e:f:lr: o; do
+series= mem=2048 cpus=1 limit=120 extra= linux= check= results=null files=() vars=()
+while getopts k:m:s:t:a:e:f:lr:n o; do
   case $o in k) series=$OPTARG ;; m) mem=$OPTARG ;; s) cpus=$OPTARG ;; t) limit=$OPTARG ;; a) extra=$OPTARG ;;
-    e) vars+=("$OPTARG") ;; f) files+=("$OPTARG") ;; l) linux=1 ;; r) results=file:$OPTARG ;; *) usage "unknown option" ;; esac
+    e) vars+=("$OPTARG") ;; f) files+=("$OPTARG") ;; l) linux=1 ;; n) check=1 ;; r) results=file:$OPTARG ;; *) usage "unknown option" ;; esac
 done
 shift $((OPTIND - 1))
 [ "${1:-}" != -- ] || shift
@@ -31,6 +32,7 @@ kernel=$(find /boot -maxdepth 1 -name "vmlinuz-${series:+$series.}*cloud-amd64" 
 [ -n "$kernel" ] || missing "no Debian cloud kernel ${series:+of series $series }in /boot"
 for tool in qemu-system-x86_64 cpio xz zstd strip; do command -v "$tool" >/dev/null || missing "no $tool"; done
 [ -x /bin/busybox ] || missing "no /bin/busybox"
+[ -z "$check" ] || exit 0
 version=${kernel#/boot/vmlinuz-}
 
 . "$here/archive.sh"

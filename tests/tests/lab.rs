@@ -1,63 +1,138 @@
-//! The KVM tests and the demo once more, on a conforming hardware KVM.
+//! The KVM tests and the demo once more, on a conforming hardware KVM, under two series of Debian's stock kernel.
 //!
-//! One boot of the lab runs everything; each line of its console that names a
-//! test appears in this test's output.
+//! Each of them is a test of this binary by the name `linux-SERIES::BINARY::TEST`, so that its arguments choose among them:
+//! `cargo test -p system-tests --test lab -- linux-6.12::kvm_balloon`. All that are chosen share one boot per series.
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 
-use system_tests::binary::workspace_root;
+use libtest_mimic::{Arguments, Failed, Trial};
 use system_tests::kvm::say_loudly;
-use system_tests::lab::{LabRun, PACKAGES_MISSING, inside_lab};
+use system_tests::lab::{Item, Plan, Session, packages_missing, test_binaries};
 
-/// Seconds that the whole suite may take on the emulated CPU.
+/// Series of stock kernels to run under.
+const SERIES: [&str; 2] = ["6.1", "6.12"];
+/// Seconds that a session may take.
 const LIMIT_S: u32 = 900;
 
-#[test]
-fn kvm_tests_and_demo_pass_on_hardware_kvm() {
-    if inside_lab() {
-        return;
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    let (passes, mut trials) = prepare(&arguments);
+    trials.extend(passes.iter().flat_map(Pass::trials));
+    if !arguments.list {
+        passes.iter().for_each(Pass::start);
     }
-    let tests = kvm_test_binaries();
-    let mut lab = LabRun::new(LIMIT_S);
-    let mut script = String::from("rc=0; /lab/aerostat demo || rc=1; ");
-    for test in &tests {
-        lab = lab.file(test);
-        let name = test.file_name().and_then(|n| n.to_str()).expect("test binaries have names");
-        script += &format!("/lab/{name} --test-threads 1 || rc=1; ");
-    }
-    script += "exit $rc";
-    let outcome = lab.run(&script);
-    if outcome.status == PACKAGES_MISSING {
-        let required = std::env::var("KVM_TESTS").is_ok_and(|v| v == "required");
-        assert!(!required, "KVM_TESTS=required, but: {}", outcome.complaints);
-        say_loudly(&format!("SKIPPED: no hardware KVM tested: {}", outcome.complaints));
-        return;
-    }
-    println!("{}", outcome.console);
-    assert_eq!(outcome.status, 0, "{}\n{}", outcome.console, outcome.complaints);
-    let suites = outcome.console.lines().filter(|l| l.starts_with("test result: ok.")).count();
-    assert_eq!(suites, tests.len(), "not every suite reported:\n{}", outcome.console);
+    // A trial only waits for its part of the report.
+    arguments.test_threads = arguments.test_threads.or(Some(trials.len().max(1)));
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    passes.iter().for_each(Pass::print_times);
+    conclusion.exit_code()
 }
 
-/// The executables of every `kvm_*` test of this package, built with the running profile.
-fn kvm_test_binaries() -> Vec<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["test", "--package", "system-tests", "--test", "kvm_*", "--no-run"])
-        .args(["--message-format", "json"])
-        .current_dir(workspace_root())
-        .output()
-        .expect("cargo starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut found: Vec<PathBuf> = output
-        .stdout
-        .split(|&b| b == b'\n')
-        .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["kind"][0] == "test")
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .collect();
-    found.sort();
-    assert!(!found.is_empty(), "no kvm_* test found");
-    found
+/// A pass for each series that this host has, and a trial for each that it lacks.
+fn prepare(arguments: &Arguments) -> (Vec<Pass>, Vec<Trial>) {
+    let (mut passes, mut lacking) = (Vec::new(), Vec::new());
+    let mut binaries = None;
+    for series in SERIES {
+        if let Some(complaint) = packages_missing(series) {
+            lacking.push(Trial::test(pass_name(series), move || skip(&complaint)));
+        } else {
+            let binaries = binaries.get_or_insert_with(test_binaries);
+            let chosen = |name: &str| is_chosen(arguments, &trial_name(series, name));
+            passes.push(Pass::new(series, Plan::new(binaries, chosen)));
+        }
+    }
+    (passes, lacking)
+}
+
+/// Where packages are missing a user gets a loud skip; where KVM tests are required, a failure.
+fn skip(complaint: &str) -> Result<(), Failed> {
+    if std::env::var("KVM_TESTS").is_ok_and(|v| v == "required") {
+        return Err(format!("KVM_TESTS=required, but: {complaint}").into());
+    }
+    say_loudly(&format!("SKIPPED: no hardware KVM tested: {complaint}"));
+    Ok(())
+}
+
+fn pass_name(series: &str) -> String {
+    format!("linux-{series}")
+}
+
+fn trial_name(series: &str, item: &str) -> String {
+    format!("{}::{item}", pass_name(series))
+}
+
+/// Whether the arguments choose the trial of that name, as the harness decides it.
+fn is_chosen(arguments: &Arguments, name: &str) -> bool {
+    let matches =
+        |filter: &String| if arguments.exact { name == filter } else { name.contains(filter) };
+    arguments.filter.as_ref().is_none_or(matches) && !arguments.skip.iter().any(matches)
+}
+
+/// One boot of L1 with one series' kernel, and what it runs.
+struct Pass {
+    series: &'static str,
+    plan: Plan,
+    session: Arc<OnceLock<Session>>,
+}
+
+impl Pass {
+    fn new(series: &'static str, plan: Plan) -> Self {
+        Self { series, plan, session: Arc::default() }
+    }
+
+    fn trials(&self) -> impl Iterator<Item = Trial> {
+        self.plan.items.iter().map(|item| {
+            let (session, item) = (self.session.clone(), item.clone());
+            let name = trial_name(self.series, &item.name);
+            Trial::test(name, move || {
+                judge(session.get().expect("passes start before trials"), &item)
+            })
+        })
+    }
+
+    fn start(&self) {
+        if !self.plan.items.is_empty() {
+            self.session.get_or_init(|| Session::start(self.series, &self.plan, LIMIT_S));
+        }
+    }
+
+    /// Says where the time went.
+    fn print_times(&self) {
+        let Some(session) = self.session.get() else { return };
+        let (total_s, times) = session.times();
+        let in_tests: u64 = times.iter().map(|(_, tenths)| tenths).sum();
+        println!(
+            "{}: {total_s} s, of which L1 counts {} for {} tests; the slowest:",
+            pass_name(self.series),
+            seconds(in_tests),
+            times.len(),
+        );
+        for (name, tenths) in times.iter().take(8) {
+            println!("  {:>8}  {name}", seconds(*tenths));
+        }
+    }
+}
+
+fn seconds(tenths: u64) -> String {
+    format!("{}.{} s", tenths / 10, tenths % 10)
+}
+
+/// Waits for an item's end and says whether it is a success.
+fn judge(session: &Session, item: &Item) -> Result<(), Failed> {
+    let ended = session.wait(&item.name)?;
+    // A test that passes says only so that it did not run.
+    for line in ended.output.lines().filter(|line| line.starts_with("SKIPPED")) {
+        say_loudly(line);
+    }
+    if ended.status == 0 {
+        return Ok(());
+    }
+    let over = ended.tenths >= u64::from(item.limit_s) * 10;
+    let how = if over {
+        format!("killed after its {} s", item.limit_s)
+    } else {
+        format!("exit status {}", ended.status)
+    };
+    Err(format!("{how}, {} of L1's clock:\n{}", seconds(ended.tenths), ended.output).into())
 }

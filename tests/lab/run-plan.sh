@@ -1,0 +1,24 @@
+#!/bin/sh
+# Runs in L1. Each line of PLAN, `NAME SECONDS COMMAND…`, is run by itself with at most that many of L1's seconds, and reported
+# on ttyS1, which the host reads as it comes:
+#
+#     @begin NAME
+#     |a line of output, both streams
+#     @end NAME STATUS TENTHS-OF-A-SECOND
+#
+# A command that hangs or dies takes nothing with it but itself; processes and files that it leaves are removed.
+now() { sed 's/\.\([0-9]\).*/\1/; s/^0*\(.\)/\1/' /proc/uptime; }
+failed=0
+while read -r name limit command; do
+  echo "@begin $name" >/dev/ttyS1
+  start=$(now)
+  timeout -s KILL "$limit" sh -c "exec $command" </dev/null >/tmp/.output 2>&1
+  status=$?
+  tenths=$(($(now) - start))
+  killall -q -KILL aerostat
+  [ $status = 0 ] || failed=1
+  # What a test prints without end must not hold up the others: the line is slow.
+  { tail -c 65536 /tmp/.output | sed 's/^/|/'; printf '\n@end %s %s %s\n' "$name" "$status" "$tenths"; } >/dev/ttyS1
+  rm -rf /tmp/* /tmp/.output
+done <"$1"
+exit $failed

@@ -1,0 +1,17 @@
+//! The lab: a conforming hardware KVM inside an emulated machine (`tests/lab/lab.sh`, docs/lab.md).
+//!
+//! A [`Plan`] lists commands to run in L1, a [`Session`] is one boot of L1 that runs them one by one, and
+//! [`Report`] is what L1 says of each as it goes.
+
+mod plan;
+mod report;
+mod session;
+
+pub use plan::{Item, Plan, TestBinary, test_binaries};
+pub use report::{Ended, Report};
+pub use session::{Session, packages_missing};
+
+/// Whether the test itself runs inside the lab, on an emulated CPU.
+pub fn inside_lab() -> bool {
+    std::env::var_os("AEROSTAT_LAB").is_some()
+}

@@ -1,0 +1,108 @@
+//! What L1 reports while it runs a plan.
+
+use std::collections::HashMap;
+
+/// How one item of a plan ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// The command's exit status as a shell sees it.
+    pub status: i32,
+    /// How long it took by L1's clock, in tenths of a second.
+    pub tenths: u64,
+    /// What it printed.
+    pub output: String,
+}
+
+/// The lines of `run-plan.sh`, as far as they have come.
+#[derive(Debug, Default)]
+pub struct Report {
+    ended: HashMap<String, Ended>,
+    running: Option<(String, String)>,
+    /// A line whose end has not come yet.
+    partial: Vec<u8>,
+}
+
+impl Report {
+    /// Takes in what came next.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if byte == b'\n' {
+                let line = std::mem::take(&mut self.partial);
+                self.line(&String::from_utf8_lossy(&line));
+            } else {
+                self.partial.push(byte);
+            }
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        if let Some(name) = line.strip_prefix("@begin ") {
+            self.running = Some((name.to_owned(), String::new()));
+        } else if let Some(words) = line.strip_prefix("@end ") {
+            self.end(words);
+        } else if let (Some(text), Some((_, output))) = (line.strip_prefix('|'), &mut self.running)
+        {
+            output.push_str(text);
+            output.push('\n');
+        }
+    }
+
+    fn end(&mut self, words: &str) {
+        let mut words = words.split(' ');
+        let (Some(name), Some(Ok(status)), Some(Ok(tenths))) =
+            (words.next(), words.next().map(str::parse), words.next().map(str::parse))
+        else {
+            return;
+        };
+        let Some((_, output)) = self.running.take_if(|(running, _)| running == name) else {
+            return;
+        };
+        self.ended.insert(name.to_owned(), Ended { status, tenths, output });
+    }
+
+    /// How item `name` ended, if it has.
+    pub fn ended(&self, name: &str) -> Option<&Ended> {
+        self.ended.get(name)
+    }
+
+    /// Every item that has ended.
+    pub fn all_ended(&self) -> impl Iterator<Item = (&str, &Ended)> {
+        self.ended.iter().map(|(name, ended)| (name.as_str(), ended))
+    }
+
+    /// The item that has begun and not ended.
+    pub fn running(&self) -> Option<&str> {
+        self.running.as_ref().map(|(name, _)| name.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(text: &str) -> Report {
+        let mut report = Report::default();
+        // However the bytes are cut.
+        for byte in text.as_bytes().chunks(3) {
+            report.feed(byte);
+        }
+        report
+    }
+
+    #[test]
+    fn an_item_has_its_status_time_and_output() {
+        let report =
+            report("@begin a::b\n|one\n|@end a::b 0 1\n\n@end a::b 101 25\n@begin c\n|x\n");
+        let ended = report.ended("a::b").unwrap();
+        assert_eq!((ended.status, ended.tenths), (101, 25));
+        assert_eq!(ended.output, "one\n@end a::b 0 1\n");
+        assert_eq!((report.ended("c"), report.running()), (None, Some("c")));
+    }
+
+    #[test]
+    fn an_end_without_its_beginning_is_nothing() {
+        let report = report("@end a 0 1\n@begin b\n@end a 0 1\n@end b zero 1\n");
+        assert_eq!(report.all_ended().count(), 0);
+        assert_eq!(report.running(), Some("b"));
+    }
+}
