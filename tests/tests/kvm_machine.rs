@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use abi::PageCount;
 use abi::platform::VIRTIO_MMIO_SLOTS;
-use aerostat::boot::BootError;
 use aerostat::kvm::{Host, KvmKind};
 use aerostat::vm::config::{BalloonConfig, Kernel, OnReset, VmConfig};
 use aerostat::vm::exit::{ExitReason, InternalCause};
@@ -313,13 +312,15 @@ fn a_kernel_that_cannot_boot_is_a_bad_argument_with_the_reason() {
             VmConfig { kernel: Kernel::Image(Arc::from(kernel)), ..config(&Payload::new()) };
         let error = Vm::build(config).err().expect("this is no kernel");
         assert_eq!(error.exit_code(), 2);
-        let StartError::Boot(error) = error else { panic!("{error}") };
+        assert!(matches!(error, StartError::Boot(_)), "{error}");
         error
     };
-    assert!(matches!(build(b"#!/bin/sh\n".to_vec()), BootError::NotElf { .. }));
+    let error = build(b"#!/bin/sh\n".to_vec()).to_string();
+    assert!(error.contains("no ELF file") && error.contains("no bzImage"), "{error}");
     let mut elf = Payload::new().elf();
     elf.truncate(elf.len() - 1);
-    assert!(matches!(build(elf), BootError::Truncated { .. }));
+    let error = build(elf).to_string();
+    assert!(error.contains("ELF: truncated, a segment ends at"), "{error}");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use abi::mmio;
 
-/// Longest command line in bytes, without its NUL: Linux's COMMAND_LINE_SIZE less one.
+/// Longest command line in bytes, without its NUL, of a kernel that says nothing of it: Linux's
+/// COMMAND_LINE_SIZE less one.
 pub const MAX_BYTES: usize = 2047;
 
 /// What a kernel from a file gets when the operator gives no command line: Linux's serial console, no
@@ -22,13 +23,13 @@ pub fn join<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     words.join(" ")
 }
 
-/// Whether a kernel can be given `cmdline`.
+/// Whether a kernel that takes `max` bytes can be given `cmdline`.
 ///
 /// # Errors
 /// [`CmdlineError`] with the values.
-pub fn check(cmdline: &str) -> Result<(), CmdlineError> {
-    if cmdline.len() > MAX_BYTES {
-        return Err(CmdlineError::TooLong { len: cmdline.len() });
+pub fn check(cmdline: &str, max: usize) -> Result<(), CmdlineError> {
+    if cmdline.len() > max {
+        return Err(CmdlineError::TooLong { len: cmdline.len(), max });
     }
     match cmdline.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
         Some(at) => Err(CmdlineError::BadByte { at, byte: cmdline.as_bytes()[at] }),
@@ -41,11 +42,13 @@ pub fn check(cmdline: &str) -> Result<(), CmdlineError> {
 pub enum CmdlineError {
     /// Longer than kernels read.
     #[error(
-        "The kernel command line has {len} B with the device announcements; at most {MAX_BYTES} B are possible"
+        "The kernel command line has {len} B with the device announcements; this kernel takes at most {max} B"
     )]
     TooLong {
         /// Its length.
         len: usize,
+        /// The kernel's limit.
+        max: usize,
     },
     /// Not printable ASCII.
     #[error(
@@ -75,15 +78,18 @@ mod tests {
 
     #[test]
     fn the_longest_command_line_passes_and_one_byte_more_does_not() {
-        assert_eq!(check(&"x".repeat(MAX_BYTES)), Ok(()));
+        assert_eq!(check(&"x".repeat(MAX_BYTES), MAX_BYTES), Ok(()));
         let len = MAX_BYTES + 1;
-        assert_eq!(check(&"x".repeat(len)), Err(CmdlineError::TooLong { len }));
+        assert_eq!(
+            check(&"x".repeat(len), MAX_BYTES),
+            Err(CmdlineError::TooLong { len, max: MAX_BYTES })
+        );
     }
 
     #[test]
     fn control_and_non_ascii_bytes_are_named_with_their_place() {
-        assert_eq!(check("a\0b"), Err(CmdlineError::BadByte { at: 1, byte: 0 }));
-        assert_eq!(check("a\nb"), Err(CmdlineError::BadByte { at: 1, byte: b'\n' }));
-        assert_eq!(check("é"), Err(CmdlineError::BadByte { at: 0, byte: 0xc3 }));
+        assert_eq!(check("a\0b", MAX_BYTES), Err(CmdlineError::BadByte { at: 1, byte: 0 }));
+        assert_eq!(check("a\nb", MAX_BYTES), Err(CmdlineError::BadByte { at: 1, byte: b'\n' }));
+        assert_eq!(check("é", MAX_BYTES), Err(CmdlineError::BadByte { at: 0, byte: 0xc3 }));
     }
 }

@@ -1,14 +1,16 @@
-//! Checks a kernel file before anything is loaded from it.
+//! Checks an ELF kernel before anything is loaded from it.
 //!
 //! The file is hostile input: every offset and length is checked against the
 //! file and against RAM, in 128-bit arithmetic where a sum of two of its values
-//! is formed. Source: System V ABI, chapters "ELF header" and "Program header".
+//! is formed. Sources: System V ABI, chapters "ELF header",
+//! "Program header" and "Note section"; Xen's public/elfnote.h.
 
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use abi::PfnRange;
 
-use super::{BootError, KERNEL_FLOOR};
+use super::error::FormError;
+use super::layout;
 
 /// Bytes of an ELF64 header.
 const EHDR_BYTES: usize = 64;
@@ -22,62 +24,125 @@ const ET_DYN: u16 = 3;
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
+/// Bytes of notes that are read of one segment; Linux has a few hundred.
+const MAX_NOTE_BYTES: u64 = 1 << 20;
+const XEN_NOTE_NAME: &[u8] = b"Xen\0";
+/// The note that makes a kernel a PVH kernel: a 32-bit physical entry.
+const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
-/// Where a checked kernel will lie in RAM.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct KernelLayout {
-    /// Guest-physical (start, end) of each loadable segment.
-    segments: Vec<(u64, u64)>,
+/// A part of a kernel: where it comes from and where it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Segment {
+    /// Byte of the image.
+    pub(super) offset: u64,
+    /// Bytes that the image has of it.
+    pub(super) file_bytes: u64,
+    /// Guest-physical start.
+    pub(super) start: u64,
+    /// Guest-physical end; the part beyond `file_bytes` is to read zero.
+    pub(super) end: u64,
 }
 
-impl KernelLayout {
-    /// Whether `gpa` lies in a loaded segment.
-    pub(super) fn contains(&self, gpa: u64) -> bool {
-        self.segments.iter().any(|&(start, end)| (start..end).contains(&gpa))
-    }
+/// A checked ELF file and its entries.
+#[derive(Debug)]
+pub(super) struct ElfKernel {
+    pub(super) segments: Vec<Segment>,
+    /// The entry by the PVH note.
+    pub(super) pvh: Result<u64, FormError>,
+    /// The entry in the header, which Linux's boot protocol enters in long mode.
+    pub(super) long_mode: Result<u64, FormError>,
 }
 
 /// Checks that the file is a kernel that fits into `ram`.
 pub(super) fn check<F: Read + Seek>(
     image: &mut F,
     ram: &[PfnRange],
-) -> Result<KernelLayout, BootError> {
+) -> Result<ElfKernel, FormError> {
     let len = image.seek(SeekFrom::End(0))?;
     image.rewind()?;
     let mut start = Vec::with_capacity(EHDR_BYTES);
     image.by_ref().take(EHDR_BYTES as u64).read_to_end(&mut start)?;
     if !start.starts_with(&MAGIC) {
         start.truncate(MAGIC.len());
-        return Err(BootError::NotElf { found: start });
+        return Err(FormError::NotElf { found: start });
     }
     let Ok(ehdr) = <[u8; EHDR_BYTES]>::try_from(start) else {
         return Err(truncated("the ELF header", EHDR_BYTES as u128, len));
     };
     let phdrs = program_headers(image, &ehdr, len)?;
-    let mut segments = Vec::new();
+    let (mut segments, mut notes) = (Vec::new(), Vec::new());
     for phdr in phdrs.chunks_exact(PHDR_BYTES) {
         let phdr = Phdr::parse(phdr);
         if phdr.kind != PT_LOAD && phdr.kind != PT_NOTE {
             continue;
         }
+        let what = if phdr.kind == PT_LOAD { "a segment" } else { "a note" };
         let end = u128::from(phdr.offset) + u128::from(phdr.file_bytes);
         if end > u128::from(len) {
-            return Err(truncated(
-                if phdr.kind == PT_LOAD { "a segment" } else { "a note" },
-                end,
-                len,
-            ));
+            return Err(truncated(what, end, len));
         }
+        if phdr.kind == PT_NOTE {
+            notes.push(phdr);
         // One without memory but with bytes in the file would be copied all the same.
-        if phdr.kind == PT_LOAD && phdr.memory_bytes.max(phdr.file_bytes) > 0 {
+        } else if phdr.memory_bytes.max(phdr.file_bytes) > 0 {
             segments.push(place(&phdr, ram)?);
         }
     }
-    Ok(KernelLayout { segments })
+    let inside = |entry| match segments.iter().any(|s| (s.start..s.end).contains(&entry)) {
+        true => Ok(entry),
+        false => {
+            let segments = layout::list(segments.iter().map(|s| (s.start, s.end)));
+            Err(FormError::EntryOutsideKernel { entry, segments })
+        }
+    };
+    let pvh = pvh_entry(image, &notes)?.and_then(inside);
+    let long_mode = inside(le64(&ehdr[24..32]));
+    Ok(ElfKernel { segments, pvh, long_mode })
 }
 
-fn truncated(what: &'static str, end: u128, len: u64) -> BootError {
-    BootError::Truncated { what, end, len }
+/// The entry that the first Xen note of type 18 names; the outer error is one of reading.
+fn pvh_entry<F: Read + Seek>(image: &mut F, notes: &[Phdr]) -> io::Result<Result<u64, FormError>> {
+    for phdr in notes {
+        if phdr.file_bytes > MAX_NOTE_BYTES {
+            let (bytes, max) = (phdr.file_bytes, MAX_NOTE_BYTES);
+            return Ok(Err(FormError::NotesTooLarge { bytes, max }));
+        }
+        image.seek(SeekFrom::Start(phdr.offset))?;
+        let mut bytes = Vec::new();
+        image.by_ref().take(phdr.file_bytes).read_to_end(&mut bytes)?;
+        if let Some(found) = find_pvh_note(&bytes, phdr.alignment) {
+            return Ok(found);
+        }
+    }
+    Ok(Err(FormError::NoPvhNote))
+}
+
+/// Walks the notes of one segment. A note is name size, descriptor size, type, name, descriptor; the last
+/// two padded to the segment's alignment, which is 4 unless it says 8.
+fn find_pvh_note(mut notes: &[u8], alignment: u64) -> Option<Result<u64, FormError>> {
+    let pad = if alignment == 8 { 8 } else { 4 };
+    while let Some((sizes, rest)) = notes.split_at_checked(12) {
+        let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| sizes[at + i]));
+        let name_bytes = usize::try_from(word(0)).ok()?;
+        let desc_bytes = usize::try_from(word(4)).ok()?;
+        // The first padding counts from the start of the note, whose head has 12 bytes.
+        let desc_at = name_bytes.checked_add(12)?.checked_next_multiple_of(pad)? - 12;
+        let name = rest.get(..name_bytes)?;
+        let desc = rest.get(desc_at..)?.get(..desc_bytes)?;
+        if name == XEN_NOTE_NAME && word(8) == XEN_ELFNOTE_PHYS32_ENTRY {
+            return Some(match desc.len() {
+                4 | 8 => Ok(le64(desc)),
+                bytes => Err(FormError::BadPvhNote { bytes }),
+            });
+        }
+        let next = desc_at.checked_add(desc_bytes)?.checked_next_multiple_of(pad)?;
+        notes = rest.get(next..)?;
+    }
+    None
+}
+
+fn truncated(what: &'static str, end: u128, len: u64) -> FormError {
+    FormError::Truncated { what, end, len }
 }
 
 /// The program header table, whole entries of [`PHDR_BYTES`].
@@ -85,8 +150,8 @@ fn program_headers<F: Read + Seek>(
     image: &mut F,
     ehdr: &[u8; EHDR_BYTES],
     len: u64,
-) -> Result<Vec<u8>, BootError> {
-    let wrong = |what, found: u16| Err(BootError::WrongElf { what, found });
+) -> Result<Vec<u8>, FormError> {
+    let wrong = |what, found: u16| Err(FormError::WrongElf { what, found });
     let half = |at: usize| u16::from_le_bytes([ehdr[at], ehdr[at + 1]]);
     if ehdr[4] != ELFCLASS64 {
         return wrong("EI_CLASS", ehdr[4].into());
@@ -123,6 +188,7 @@ struct Phdr {
     gpa: u64,
     file_bytes: u64,
     memory_bytes: u64,
+    alignment: u64,
 }
 
 impl Phdr {
@@ -134,32 +200,24 @@ impl Phdr {
             gpa: le64(&bytes[24..32]),
             file_bytes: le64(&bytes[32..40]),
             memory_bytes: le64(&bytes[40..48]),
+            alignment: le64(&bytes[48..56]),
         }
     }
 }
 
-/// `bytes`: eight of them.
+/// `bytes`: at most eight of them.
 fn le64(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
-/// The segment's guest-physical range, if RAM has it at or above [`KERNEL_FLOOR`].
-fn place(phdr: &Phdr, ram: &[PfnRange]) -> Result<(u64, u64), BootError> {
+/// The segment's guest-physical range, if RAM has it at or above [`layout::KERNEL_FLOOR`].
+fn place(phdr: &Phdr, ram: &[PfnRange]) -> Result<Segment, FormError> {
     if phdr.file_bytes > phdr.memory_bytes {
-        return Err(BootError::BadSegment {
+        return Err(FormError::BadSegment {
             file_bytes: phdr.file_bytes,
             memory_bytes: phdr.memory_bytes,
         });
     }
-    let usable = || ram.iter().map(|r| (r.start().gpa().max(KERNEL_FLOOR), r.end().gpa()));
-    let start = phdr.gpa;
-    let end = u128::from(start) + u128::from(phdr.memory_bytes);
-    let fits = usable().any(|(low, high)| start >= low && end <= u128::from(high));
-    match u64::try_from(end) {
-        Ok(end) if fits => Ok((start, end)),
-        _ => {
-            let ram: Vec<_> = usable().map(|(low, high)| format!("{low:#x}..{high:#x}")).collect();
-            Err(BootError::DoesNotFit { start, end, ram: ram.join(", ") })
-        }
-    }
+    let end = layout::fits("a segment", phdr.gpa, phdr.memory_bytes, ram)?;
+    Ok(Segment { offset: phdr.offset, file_bytes: phdr.file_bytes, start: phdr.gpa, end })
 }

@@ -1,50 +1,70 @@
-//! Getting a kernel into guest RAM and a vCPU to its entry, by the PVH protocol.
+//! Getting a kernel into guest RAM and a vCPU to its entry.
 //!
-//! A kernel is an ELF file with a PVH note; it gets a start info with a memory
-//! map and a command line. Source: Xen's "x86/HVM direct boot ABI".
+//! A kernel comes as an ELF file or as a Linux bzImage and is entered by PVH or by Linux's 64-bit boot protocol;
+//! which, is found out ([`Form`]). `docs/boot.md` has the order of trials and the layout of low memory.
 //!
-//! `elf::check` reads the file as hostile input and says with values what is
-//! wrong with it; only then linux-loader copies it.
+//! `plan` reads the file as hostile input and says with values what is wrong with it; only then something is
+//! copied to guest RAM.
 
+mod bzimage;
 pub mod cmdline;
 mod elf;
+mod error;
+mod form;
+mod initrd;
+pub(crate) mod layout;
+pub(crate) mod long_mode;
 pub mod memory_map;
+mod payload;
+mod plan;
+mod start_info;
+mod zero_page;
 
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek};
 use std::path::Path;
+use std::sync::Arc;
 
 use abi::PfnRange;
-use linux_loader::configurator::pvh::PvhBootConfigurator;
-use linux_loader::configurator::{BootConfigurator, BootParams};
-use linux_loader::loader::KernelLoader;
-use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
 
+pub use error::{Attempt, BootError, FormError};
+pub use form::Form;
+pub use initrd::{InitrdError, InitrdFile};
+pub use layout::KERNEL_FLOOR;
+pub use payload::Compression;
+
 use crate::vm::config::Kernel;
+use plan::{Plan, Protocol};
 
-/// Start info.
-const START_INFO: GuestAddress = GuestAddress(0x6000);
-/// Memory map.
-const MEMORY_MAP: GuestAddress = GuestAddress(0x7000);
-/// Command line.
-const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
-/// A kernel lies at or above 1 MiB; everything that boot writes lies below.
-pub const KERNEL_FLOOR: u64 = 1 << 20;
+/// What a kernel is told besides its memory map.
+#[derive(Debug, Default)]
+pub struct BootInfo<'a> {
+    /// Command line.
+    pub cmdline: &'a str,
+    /// Initial RAM disk.
+    pub initrd: Option<&'a mut InitrdFile>,
+    /// ACPI's root pointer, if there are tables.
+    pub rsdp: Option<GuestAddress>,
+}
 
-/// `hvm_start_info.magic`.
-const START_INFO_MAGIC: u32 = 0x336e_c578;
-/// Version 1 has the memory map.
-const START_INFO_VERSION: u32 = 1;
-
-/// Where the boot vCPU starts.
+/// Where and how the boot vCPU starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
-    /// Guest-physical address of the PVH entry.
-    pub pc: u64,
-    /// Guest-physical address of the start info, for EBX.
-    pub start_info: u64,
+pub enum Entry {
+    /// In 32-bit protected mode without paging.
+    Pvh {
+        /// Guest-physical address of the entry.
+        pc: u64,
+        /// Guest-physical address of the start info, for EBX.
+        start_info: u64,
+    },
+    /// In long mode, everything below 4 GiB mapped at its physical address.
+    Linux64 {
+        /// Guest-physical address of the entry.
+        pc: u64,
+        /// Guest-physical address of the zero page, for RSI.
+        boot_params: u64,
+    },
 }
 
 /// A kernel that can be loaded again when the guest reboots.
@@ -55,7 +75,7 @@ pub enum KernelImage {
     /// A file, opened once: its path may be gone at the reboot.
     File(File),
     /// Bytes in memory.
-    Bytes(std::sync::Arc<[u8]>),
+    Bytes(Arc<[u8]>),
 }
 
 impl KernelImage {
@@ -67,26 +87,27 @@ impl KernelImage {
         match kernel {
             Kernel::Embedded => Ok(Self::Static(crate::guest_image::GUEST_ELF)),
             Kernel::Image(bytes) => Ok(Self::Bytes(bytes.clone())),
-            Kernel::Path(path) => open_file(path)
+            Kernel::Path(path) => open_regular(path)
                 .map(Self::File)
                 .map_err(|source| BootError::Open { path: path.display().to_string(), source }),
         }
     }
 
-    /// Checks what can be checked before there is memory: the file's headers against `ram`, and `cmdline`.
+    /// Checks without memory that [`Self::load`] would do with guest RAM `ram`, and says which form it would be.
     ///
     /// # Errors
-    /// [`BootError`]; [`Self::load`] can still find that there is no PVH note.
-    pub fn check(&mut self, ram: &[PfnRange], cmdline: &str) -> Result<(), BootError> {
-        match self {
-            Self::Static(bytes) => elf::check(&mut Cursor::new(*bytes), ram)?,
-            Self::Bytes(bytes) => elf::check(&mut Cursor::new(&**bytes), ram)?,
-            Self::File(file) => elf::check(file, ram)?,
+    /// [`BootError`].
+    pub fn check(&mut self, ram: &[PfnRange], info: &BootInfo<'_>) -> Result<Form, BootError> {
+        let plan = match self {
+            Self::Static(bytes) => Plan::new(&mut Cursor::new(*bytes), ram)?,
+            Self::Bytes(bytes) => Plan::new(&mut Cursor::new(&**bytes), ram)?,
+            Self::File(file) => Plan::new(file, ram)?,
         };
-        Ok(cmdline::check(cmdline)?)
+        place_data(&plan, ram, info)?;
+        Ok(plan.form)
     }
 
-    /// Copies the kernel into RAM, with start info, memory map and `cmdline`; `rsdp` is where ACPI's tables begin.
+    /// Copies the kernel into RAM, with its initrd, its command line and what it is told of the machine.
     ///
     /// RAM must read zero where the kernel's .bss will be.
     ///
@@ -96,19 +117,18 @@ impl KernelImage {
         &mut self,
         memory: &GuestMemoryMmap,
         ram: &[PfnRange],
-        cmdline: &str,
-        rsdp: GuestAddress,
+        info: BootInfo<'_>,
     ) -> Result<Entry, BootError> {
         match self {
-            Self::Static(bytes) => load(&mut Cursor::new(*bytes), memory, ram, cmdline, rsdp),
-            Self::Bytes(bytes) => load(&mut Cursor::new(&**bytes), memory, ram, cmdline, rsdp),
-            Self::File(file) => load(file, memory, ram, cmdline, rsdp),
+            Self::Static(bytes) => load(&mut Cursor::new(*bytes), memory, ram, info),
+            Self::Bytes(bytes) => load(&mut Cursor::new(&**bytes), memory, ram, info),
+            Self::File(file) => load(file, memory, ram, info),
         }
     }
 }
 
 /// Opens a regular file; a FIFO or a terminal would hang or lie about its length.
-fn open_file(path: &Path) -> io::Result<File> {
+fn open_regular(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
@@ -117,142 +137,44 @@ fn open_file(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Checks the command line and finds a place for the initrd.
+fn place_data(
+    plan: &Plan,
+    ram: &[PfnRange],
+    info: &BootInfo<'_>,
+) -> Result<Option<initrd::Place>, BootError> {
+    cmdline::check(info.cmdline, plan.cmdline_max)?;
+    let place = |initrd: &&mut InitrdFile| initrd.place(ram, plan.initrd_end, &plan.occupied);
+    Ok(info.initrd.as_ref().map(place).transpose()?)
+}
+
 fn load<F: Read + ReadVolatile + Seek>(
     image: &mut F,
     memory: &GuestMemoryMmap,
     ram: &[PfnRange],
-    cmdline: &str,
-    rsdp: GuestAddress,
+    info: BootInfo<'_>,
 ) -> Result<Entry, BootError> {
-    let kernel = elf::check(image, ram)?;
-    let loaded = Elf::load(memory, None, image, Some(GuestAddress(KERNEL_FLOOR)))?;
-    let pc = match loaded.pvh_boot_cap {
-        PvhBootCapability::PvhEntryPresent(entry) => entry.0,
-        PvhBootCapability::PvhEntryNotPresent | PvhBootCapability::PvhEntryIgnored => {
-            return Err(BootError::NoPvhNote);
-        }
-    };
-    if !kernel.contains(pc) {
-        return Err(BootError::EntryOutsideKernel { entry: pc });
+    let plan = Plan::new(image, ram)?;
+    let initrd = place_data(&plan, ram, &info)?;
+    log::info!("kernel: {}, entry {:#x}", plan.form, plan.entry);
+    plan.copy(image, memory)?;
+    if let (Some(file), Some(place)) = (info.initrd, initrd) {
+        file.load(memory, place)?;
     }
-    write_start_info(memory, ram, cmdline, rsdp)?;
-    Ok(Entry { pc, start_info: START_INFO.0 })
-}
-
-fn write_start_info(
-    memory: &GuestMemoryMmap,
-    ram: &[PfnRange],
-    cmdline: &str,
-    rsdp: GuestAddress,
-) -> Result<(), BootError> {
-    cmdline::check(cmdline)?;
-    memory.write_slice(cmdline.as_bytes(), CMDLINE)?;
-    memory.write_obj(0u8, GuestAddress(CMDLINE.0 + cmdline.len() as u64))?;
-    let map: Vec<_> = memory_map::memory_map(ram)
-        .iter()
-        .map(|entry| hvm_memmap_table_entry {
-            addr: entry.start,
-            size: entry.len_bytes,
-            type_: entry.kind as u32,
-            reserved: 0,
-        })
-        .collect();
-    let info = hvm_start_info {
-        magic: START_INFO_MAGIC,
-        version: START_INFO_VERSION,
-        cmdline_paddr: CMDLINE.0,
-        rsdp_paddr: rsdp.0,
-        memmap_paddr: MEMORY_MAP.0,
-        memmap_entries: u32::try_from(map.len()).unwrap_or(u32::MAX),
-        ..Default::default()
-    };
-    let mut params = BootParams::new(&info, START_INFO);
-    params.set_sections(&map, MEMORY_MAP);
-    Ok(PvhBootConfigurator::write_bootparams(&params, memory)?)
-}
-
-/// The kernel cannot be booted.
-#[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    /// The file cannot be opened.
-    #[error("Cannot open kernel {path}")]
-    Open {
-        /// Its path.
-        path: String,
-        /// The host's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// The file cannot be read.
-    #[error("Cannot read the kernel")]
-    Read(#[from] io::Error),
-    /// The file does not begin like an ELF file.
-    #[error("The kernel is no ELF file: it begins with {found:02x?}")]
-    NotElf {
-        /// Its first bytes, at most 4.
-        found: Vec<u8>,
-    },
-    /// An ELF file for another machine.
-    #[error("The kernel is no executable 64-bit little-endian x86-64 ELF file: {what} is {found}")]
-    WrongElf {
-        /// Field of the ELF header.
-        what: &'static str,
-        /// Its value.
-        found: u16,
-    },
-    /// The file ends before what its headers speak of.
-    #[error("The kernel is truncated: {what} ends at byte {end}, the file has {len} B")]
-    Truncated {
-        /// What is cut.
-        what: &'static str,
-        /// Where it would end.
-        end: u128,
-        /// Bytes of the file.
-        len: u64,
-    },
-    /// A loadable segment is larger in the file than in memory.
-    #[error("A kernel segment has {file_bytes} B in the file but {memory_bytes} B in memory")]
-    BadSegment {
-        /// p_filesz.
-        file_bytes: u64,
-        /// p_memsz.
-        memory_bytes: u64,
-    },
-    /// A loadable segment does not fit.
-    #[error(
-        "The kernel does not fit: a segment needs {start:#x}..{end:#x}, RAM for kernels is {ram}"
-    )]
-    DoesNotFit {
-        /// Guest-physical start.
-        start: u64,
-        /// Guest-physical end.
-        end: u128,
-        /// The ranges that there are.
-        ram: String,
-    },
-    /// No note says where a PVH loader enters.
-    #[error(
-        "The kernel has no PVH note (Xen ELF note 18, PHYS32_ENTRY); a Linux kernel has one with CONFIG_PVH"
-    )]
-    NoPvhNote,
-    /// The PVH note points somewhere else.
-    #[error("The kernel's PVH entry {entry:#x} lies outside its loaded segments")]
-    EntryOutsideKernel {
-        /// The note's value.
-        entry: u64,
-    },
-    /// The command line cannot be passed.
-    #[error(transparent)]
-    Cmdline(#[from] cmdline::CmdlineError),
-    /// linux-loader found something else.
-    #[error("Loading the kernel failed")]
-    Load(#[from] linux_loader::loader::Error),
-    /// linux-loader could not write the boot structures.
-    #[error("Writing the PVH start info failed")]
-    StartInfo(#[from] linux_loader::configurator::Error),
-    /// Guest memory could not be written.
-    #[error("Writing boot data to guest RAM failed")]
-    Memory(#[from] vm_memory::GuestMemoryError),
+    memory.write_slice(info.cmdline.as_bytes(), GuestAddress(layout::CMDLINE))?;
+    memory.write_obj(0u8, GuestAddress(layout::CMDLINE + info.cmdline.len() as u64))?;
+    let (map, pc) = (memory_map::memory_map(ram), plan.entry);
+    match plan.protocol {
+        Protocol::Pvh => {
+            start_info::write(memory, &map, initrd, info.rsdp)?;
+            Ok(Entry::Pvh { pc, start_info: layout::START_INFO })
+        }
+        Protocol::Linux64(header) => {
+            zero_page::write(memory, *header, &map, initrd, info.rsdp)?;
+            long_mode::write(memory)?;
+            Ok(Entry::Linux64 { pc, boot_params: layout::ZERO_PAGE })
+        }
+    }
 }
 
 #[cfg(test)]

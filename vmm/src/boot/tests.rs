@@ -2,11 +2,12 @@ use proptest::prelude::*;
 
 use abi::{PageCount, Pfn};
 
+use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
+
 use super::*;
 use crate::guest_image::GUEST_ELF;
 
 const RAM_BYTES: usize = 64 << 20;
-const RSDP: GuestAddress = GuestAddress(0xe_0000);
 
 fn memory() -> (GuestMemoryMmap, Vec<PfnRange>) {
     let memory =
@@ -17,7 +18,14 @@ fn memory() -> (GuestMemoryMmap, Vec<PfnRange>) {
 
 fn boot(image: &[u8], cmdline: &str) -> Result<Entry, BootError> {
     let (memory, ram) = memory();
-    load(&mut Cursor::new(image), &memory, &ram, cmdline, RSDP)
+    let info = BootInfo { cmdline, ..BootInfo::default() };
+    load(&mut Cursor::new(image), &memory, &ram, info)
+}
+
+/// Why the form that was tried last did not do.
+fn last_reason(error: BootError) -> FormError {
+    let BootError::NoForm { mut tried } = error else { panic!("{error}") };
+    tried.pop().expect("something was tried").error
 }
 
 /// The embedded guest with `bytes` written at `offset`.
@@ -44,25 +52,25 @@ fn first_of(kind: u32) -> usize {
 #[test]
 fn the_embedded_guest_gets_a_start_info_with_map_and_command_line() {
     let (memory, ram) = memory();
-    let entry =
-        load(&mut Cursor::new(GUEST_ELF), &memory, &ram, "hello world", RSDP).expect("it boots");
-    let info: hvm_start_info =
-        memory.read_obj(GuestAddress(entry.start_info)).expect("the start info");
+    let rsdp = Some(GuestAddress(0xe_0000));
+    let info = BootInfo { cmdline: "hello world", rsdp, ..BootInfo::default() };
+    let entry = load(&mut Cursor::new(GUEST_ELF), &memory, &ram, info).expect("it boots");
+    let Entry::Pvh { pc, start_info } = entry else { panic!("{entry:?}") };
+    let info: hvm_start_info = memory.read_obj(GuestAddress(start_info)).expect("the start info");
     assert_eq!((info.magic, info.version, info.nr_modules), (0x336e_c578, 1, 0));
     assert_eq!(info.rsdp_paddr, 0xe_0000);
     let mut text = [0; 12];
     memory.read_slice(&mut text, GuestAddress(info.cmdline_paddr)).expect("the command line");
     assert_eq!(&text, b"hello world\0");
     assert_eq!(info.memmap_entries, 3);
-    let map: [hvm_memmap_table_entry; 3] = std::array::from_fn(|index| {
-        let at = index * size_of::<hvm_memmap_table_entry>();
-        let at = GuestAddress(info.memmap_paddr + at as u64);
-        memory.read_obj(at).expect("an entry of the memory map")
+    let map: [hvm_memmap_table_entry; 3] = [0, 1, 2].map(|index| {
+        let entry = info.memmap_paddr + index * size_of::<hvm_memmap_table_entry>() as u64;
+        memory.read_obj(GuestAddress(entry)).expect("the memory map")
     });
     let map = map.map(|entry| (entry.addr, entry.size, entry.type_));
-    let above = (0x10_0000, RAM_BYTES as u64 - 0x10_0000, 1);
-    assert_eq!(map, [(0, 0xa_0000, 1), (0xa_0000, 0x6_0000, 2), above]);
-    assert!(entry.pc >= KERNEL_FLOOR);
+    let high = RAM_BYTES as u64 - KERNEL_FLOOR;
+    assert_eq!(map, [(0, 0xa_0000, 1), (0xa_0000, 0x6_0000, 2), (KERNEL_FLOOR, high, 1)]);
+    assert!(pc >= KERNEL_FLOOR);
 }
 
 #[test]
@@ -77,20 +85,23 @@ fn memory_above_the_gap_has_an_entry_of_its_own() {
         PfnRange::from_start(Pfn::containing(gpa), PageCount::new(bytes / abi::PAGE_SIZE))
     };
     let ram = [range(low, RAM_BYTES as u64), range(high, 1 << 20)].map(|r| r.expect("in range"));
-    let entry = load(&mut Cursor::new(GUEST_ELF), &memory, &ram, "", RSDP).expect("it boots");
-    let info: hvm_start_info =
-        memory.read_obj(GuestAddress(entry.start_info)).expect("the start info");
+    let entry = load(&mut Cursor::new(GUEST_ELF), &memory, &ram, BootInfo::default());
+    let Ok(Entry::Pvh { start_info, .. }) = entry else { panic!("{entry:?}") };
+    let info: hvm_start_info = memory.read_obj(GuestAddress(start_info)).expect("the start info");
     assert_eq!(info.memmap_entries, 4);
     let last = GuestAddress(info.memmap_paddr + 3 * size_of::<hvm_memmap_table_entry>() as u64);
     let last: hvm_memmap_table_entry = memory.read_obj(last).expect("the last entry");
-    assert_eq!((last.addr, last.size, last.type_), (high, 1 << 20, 1));
+    assert_eq!((last.addr, last.size), (high, 1 << 20));
 }
 
 #[test]
 fn a_file_that_is_no_elf_is_quoted() {
     for (image, quoted) in [(&b""[..], &b""[..]), (b"\x7fE", b"\x7fE"), (b"#!/bin/sh", b"#!/b")] {
         let error = boot(image, "").expect_err("no ELF");
-        assert!(matches!(&error, BootError::NotElf { found } if found == quoted), "{error}");
+        let BootError::NoForm { tried } = error else { panic!("{error}") };
+        let [elf, bzimage] = &tried[..] else { panic!("{tried:?}") };
+        assert!(matches!(&elf.error, FormError::NotElf { found } if found == quoted), "{elf}");
+        assert!(matches!(&bzimage.error, FormError::NotBzImage { .. }), "{bzimage}");
     }
 }
 
@@ -114,16 +125,30 @@ fn a_file_that_ends_before_its_last_segment_is_truncated() {
     let load = phdr(first_of(1));
     let end_of_segment = field(load + 8) + field(load + 32);
     for len in [5, 63, 64, 100, phdr(1), end_of_segment - 1] {
-        let error = boot(&GUEST_ELF[..len], "").expect_err("truncated");
-        assert!(matches!(error, BootError::Truncated { .. }), "{len}: {error}");
+        let error = last_reason(boot(&GUEST_ELF[..len], "").expect_err("truncated"));
+        assert!(matches!(error, FormError::Truncated { .. }), "{len}: {error}");
     }
 }
 
+/// [`GUEST_ELF`] without its note and with `entry` in its header.
+fn without_note(entry: u64) -> Vec<u8> {
+    let mut image = patched(phdr(first_of(4)), &0u32.to_le_bytes());
+    image[24..32].copy_from_slice(&entry.to_le_bytes());
+    image
+}
+
 #[test]
-fn a_kernel_without_a_pvh_note_is_told_so() {
-    let note = first_of(4);
-    let image = patched(phdr(note), &0u32.to_le_bytes());
-    assert!(matches!(boot(&image, ""), Err(BootError::NoPvhNote)));
+fn an_elf_without_a_pvh_note_is_entered_in_long_mode() {
+    let entry = boot(&without_note(0x20_0000), "").expect("the 64-bit protocol needs no note");
+    assert_eq!(entry, Entry::Linux64 { pc: 0x20_0000, boot_params: layout::ZERO_PAGE });
+}
+
+#[test]
+fn an_elf_with_neither_note_nor_entry_is_told_both() {
+    let text = boot(&without_note(0x3f0_0000), "").expect_err("no way in").to_string();
+    for part in ["ELF by PVH: no PVH note", "64-bit protocol: the entry 0x3f00000 lies outside"] {
+        assert!(text.contains(part), "{text:?} lacks {part:?}");
+    }
 }
 
 #[test]
@@ -131,8 +156,9 @@ fn an_entry_outside_the_loaded_segments_is_refused() {
     let note = phdr(first_of(4));
     let offset = usize::from_le_bytes(GUEST_ELF[note + 8..][..8].try_into().expect("8 bytes"));
     let image = patched(offset + 16, &0x3f0_0000u32.to_le_bytes());
-    let error = boot(&image, "").expect_err("outside");
-    assert!(matches!(error, BootError::EntryOutsideKernel { entry: 0x3f0_0000 }), "{error}");
+    let image = [&image[..24], &[0; 8], &image[32..]].concat();
+    let text = boot(&image, "").expect_err("outside").to_string();
+    assert!(text.contains("ELF by PVH: the entry 0x3f00000 lies outside"), "{text}");
 }
 
 #[test]
@@ -147,7 +173,8 @@ fn segments_that_ram_does_not_have_are_named_with_their_range() {
     ];
     for (offset, value) in cases {
         let error = boot(&patched(offset, &value.to_le_bytes()), "").expect_err("no room");
-        assert!(matches!(error, BootError::DoesNotFit { .. }), "{value:#x}: {error}");
+        let error = last_reason(error);
+        assert!(matches!(error, FormError::DoesNotFit { .. }), "{value:#x}: {error}");
         assert!(error.to_string().contains("0x100000..0x4000000"), "{error}");
     }
 }
@@ -157,8 +184,8 @@ fn a_segment_larger_in_the_file_than_in_memory_is_refused() {
     let load = phdr(first_of(1));
     for memory_bytes in [0u64, 1] {
         let image = patched(load + 40, &memory_bytes.to_le_bytes());
-        let error = boot(&image, "").expect_err("more bytes than room");
-        assert!(matches!(error, BootError::BadSegment { .. }), "{memory_bytes}: {error}");
+        let error = last_reason(boot(&image, "").expect_err("more bytes than room"));
+        assert!(matches!(error, FormError::BadSegment { .. }), "{memory_bytes}: {error}");
     }
 }
 

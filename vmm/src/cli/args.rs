@@ -57,9 +57,12 @@ pub(super) struct RunOptions {
     #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_VCPUS)))]
     pub(super) vcpus: u8,
-    /// Kernel to boot: an ELF file with a PVH note [default: the embedded guest]
+    /// Kernel to boot: an ELF file or a Linux bzImage [default: the embedded guest]
     #[arg(long, value_name = "PATH")]
     pub(super) kernel: Option<PathBuf>,
+    /// Initial RAM disk for the kernel
+    #[arg(long, value_name = "PATH", requires = "kernel")]
+    pub(super) initrd: Option<PathBuf>,
     /// Kernel command line, before the device announcements
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     pub(super) cmdline: Option<String>,

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::Instant;
 
+use abi::PfnRange;
+
 use super::args::RunOptions;
 use super::failure::Failure;
 use super::output;
-use crate::boot::KernelImage;
+use crate::boot::{BootError, BootInfo, Form, InitrdFile, KernelImage};
 use crate::control::{ControlServer, ControlSocket, default_socket};
 use crate::exit_code;
 use crate::kvm::Host;
@@ -48,6 +50,7 @@ fn configure(options: RunOptions, id: String, started: Instant) -> VmConfig {
         memory_bytes: options.memory.size.bytes(),
         vcpus: options.vcpus,
         kernel: options.kernel.map_or(Kernel::Embedded, Kernel::Path),
+        initrd: options.initrd,
         cmdline: options.cmdline,
         backing: options.memory.backing,
         prefault: options.prefault,
@@ -61,13 +64,11 @@ fn configure(options: RunOptions, id: String, started: Instant) -> VmConfig {
 fn check(config: &VmConfig, socket: &Path) -> Result<u8, Failure> {
     let host = Host::open(config.vcpus).map_err(StartError::from)?;
     let ram = guest_ram::ram_ranges(config.memory_bytes).map_err(StartError::from)?;
-    KernelImage::open(&config.kernel)
-        .and_then(|mut kernel| kernel.check(&ram, config.cmdline.as_deref().unwrap_or_default()))
-        .map_err(StartError::from)?;
+    let form = check_kernel(config, &ram).map_err(StartError::from)?;
     let kernel = match &config.kernel {
         Kernel::Embedded => "embedded".to_owned(),
-        Kernel::Path(path) => path.display().to_string(),
-        Kernel::Image(_) => "an image in memory".to_owned(),
+        Kernel::Path(path) => format!("{} ({form})", path.display()),
+        Kernel::Image(_) => format!("an image in memory ({form})"),
     };
     output::fields(&[
         ("kvm", host.kind().name().to_owned()),
@@ -83,6 +84,14 @@ fn check(config: &VmConfig, socket: &Path) -> Result<u8, Failure> {
         ("socket", socket.display().to_string()),
     ])?;
     Ok(exit_code::SUCCESS)
+}
+
+/// Opens kernel and initrd and finds a place for both in `ram`.
+fn check_kernel(config: &VmConfig, ram: &[PfnRange]) -> Result<Form, BootError> {
+    let mut kernel = KernelImage::open(&config.kernel)?;
+    let mut initrd = config.initrd.as_deref().map(InitrdFile::open).transpose()?;
+    let cmdline = config.cmdline.as_deref().unwrap_or_default();
+    kernel.check(ram, &BootInfo { cmdline, initrd: initrd.as_mut(), rsdp: None })
 }
 
 /// A clean end needs no words; another is said on standard error.

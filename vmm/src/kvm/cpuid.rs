@@ -104,6 +104,13 @@ const XSAVE_LEAF: u32 = 0xd;
 /// Extended topology (x2APIC) leaves: Intel's first and second version; AMD has the first.
 const TOPOLOGY_LEAVES: [u32; 2] = [0xb, 0x1f];
 
+/// First leaf of the hypervisor: its name and its largest leaf.
+const HYPERVISOR_LEAF: u32 = 0x4000_0000;
+/// EAX: TSC, EBX: local APIC's timer, both in kHz.
+const FREQUENCY_LEAF: u32 = 0x4000_0010;
+/// KVM's local APIC counts nanoseconds.
+const APIC_BUS_KHZ: u32 = 1_000_000;
+
 /// Removes what a software KVM cannot run.
 pub(crate) fn withhold_unrunnable(entries: &mut [kvm_cpuid_entry2]) {
     for entry in entries {
@@ -139,6 +146,35 @@ pub(crate) fn offer_tsc_deadline(entries: &mut [kvm_cpuid_entry2]) {
     for entry in entries.iter_mut().filter(|entry| entry.function == 1) {
         entry.ecx |= 1 << 24;
     }
+}
+
+/// Sets CPUID.1:ECX[31], without which no guest looks for KVM's leaves: clock, asynchronous page faults
+/// and others. KVM leaves that bit, too, for the VMM to say.
+pub(crate) fn announce_hypervisor(entries: &mut [kvm_cpuid_entry2]) {
+    if entries.iter().any(|entry| entry.function == HYPERVISOR_LEAF) {
+        for entry in entries.iter_mut().filter(|entry| entry.function == 1) {
+            entry.ecx |= 1 << 31;
+        }
+    }
+}
+
+/// Adds the leaf with the frequencies of the TSC and of the local APIC's timer, so that a guest need not
+/// measure them against a timer that this machine does not have.
+///
+/// Source: "CPUID leaf 0x40000010", which VMware defined and QEMU offers under KVM as well.
+pub(crate) fn tell_frequencies(entries: &mut Vec<kvm_cpuid_entry2>, tsc_khz: u32) {
+    let Some(base) = entries.iter_mut().find(|entry| entry.function == HYPERVISOR_LEAF) else {
+        return;
+    };
+    // EAX: the largest leaf.
+    base.eax = base.eax.max(FREQUENCY_LEAF);
+    entries.retain(|entry| entry.function != FREQUENCY_LEAF);
+    entries.push(kvm_cpuid_entry2 {
+        function: FREQUENCY_LEAF,
+        eax: tsc_khz,
+        ebx: APIC_BUS_KHZ,
+        ..Default::default()
+    });
 }
 
 /// CPUID of vCPU `id` of `vcpus`: one package, a core each, no threads; the APIC id is `id`.

@@ -108,14 +108,18 @@ impl Machine {
                 .vm
                 .create_vcpu(id.into())
                 .map_err(|source| KvmError::ioctl("KVM_CREATE_VCPU", source))?;
-            let entries = cpuid::for_vcpu(cpuid.as_slice(), id, count);
+            let mut entries = cpuid::for_vcpu(cpuid.as_slice(), id, count);
+            // Not every KVM tells; a guest then does without.
+            if let Ok(khz) = vcpu.get_tsc_khz() {
+                cpuid::tell_frequencies(&mut entries, khz);
+            }
             let own = CpuId::from_entries(&entries)
                 .map_err(|_| KvmError::TooManyEntries { what: "KVM_SET_CPUID2" })?;
             vcpu.set_cpuid2(&own).map_err(|source| KvmError::ioctl("KVM_SET_CPUID2", source))?;
             vcpus.push(vcpu);
         }
         if let Some(boot) = vcpus.first() {
-            regs::enter_pvh(boot, entry.pc, entry.start_info)?;
+            regs::enter(boot, entry)?;
         }
         Ok(vcpus)
     }

@@ -120,6 +120,7 @@ impl Host {
         if self.kvm.check_extension(Cap::TscDeadlineTimer) {
             cpuid::offer_tsc_deadline(cpuid.as_mut_slice());
         }
+        cpuid::announce_hypervisor(cpuid.as_mut_slice());
         if self.kind == KvmKind::Software {
             cpuid::withhold_unrunnable(cpuid.as_mut_slice());
         }

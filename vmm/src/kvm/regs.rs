@@ -1,17 +1,26 @@
-//! Registers of a vCPU at PVH entry.
+//! Registers of a vCPU at a kernel's entry.
 //!
-//! Source: Xen's "x86/HVM direct boot ABI", which PVH is: 32-bit protected mode
-//! without paging, flat segments, EBX at the start info, interrupts off.
+//! Sources: Xen's "x86/HVM direct boot ABI", which PVH is: 32-bit protected mode
+//! without paging, flat segments, EBX at the start info, interrupts off. Linux
+//! Documentation/arch/x86/boot.rst "64-bit Boot Protocol": long mode, `__BOOT_CS`
+//! and `__BOOT_DS` loaded from a table, RSI at the zero page, interrupts off.
 
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
 use super::KvmError;
+use crate::boot::{Entry, layout, long_mode};
 
 /// CR0.PE, protected mode.
 const CR0_PE: u64 = 1;
 /// CR0.ET, always set on CPUs with a built-in FPU.
 const CR0_ET: u64 = 1 << 4;
+/// CR0.PG, paging.
+const CR0_PG: u64 = 1 << 31;
+/// CR4.PAE, page tables with 64-bit entries.
+const CR4_PAE: u64 = 1 << 5;
+/// EFER.LME and EFER.LMA: long mode enabled and active.
+const EFER_LONG_MODE: u64 = 1 << 8 | 1 << 10;
 /// RFLAGS bit 1 is always set.
 const RFLAGS_RESERVED: u64 = 1 << 1;
 
@@ -50,9 +59,31 @@ const DATA: kvm_segment = flat(0x3, 0x18);
 const TASK: kvm_segment =
     kvm_segment { limit: 0x67, type_: 0xb, db: 0, s: 0, g: 0, ..flat(0xb, 0x20) };
 
-/// Points the boot vCPU at the kernel's PVH entry.
-pub(super) fn enter_pvh(vcpu: &VcpuFd, entry: u64, start_info: u64) -> Result<(), KvmError> {
+/// 64-bit code.
+const CODE_64: kvm_segment = kvm_segment { db: 0, l: 1, ..flat(0xb, long_mode::CODE_SELECTOR) };
+/// Flat data beside it.
+const DATA_64: kvm_segment = flat(0x3, long_mode::DATA_SELECTOR);
+
+/// Points the boot vCPU at the kernel's entry.
+pub(super) fn enter(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
     let mut sregs = vcpu.get_sregs().map_err(|source| KvmError::ioctl("KVM_GET_SREGS", source))?;
+    let flags = kvm_regs { rflags: RFLAGS_RESERVED, ..Default::default() };
+    let regs = match entry {
+        Entry::Pvh { pc, start_info } => {
+            protected_mode(&mut sregs);
+            kvm_regs { rip: pc, rbx: start_info, ..flags }
+        }
+        Entry::Linux64 { pc, boot_params } => {
+            enter_long_mode(&mut sregs);
+            kvm_regs { rip: pc, rsi: boot_params, ..flags }
+        }
+    };
+    vcpu.set_sregs(&sregs).map_err(|source| KvmError::ioctl("KVM_SET_SREGS", source))?;
+    vcpu.set_regs(&regs).map_err(|source| KvmError::ioctl("KVM_SET_REGS", source))?;
+    set_msrs(vcpu)
+}
+
+fn protected_mode(sregs: &mut kvm_sregs) {
     sregs.cs = CODE;
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (DATA, DATA, DATA, DATA, DATA);
     sregs.tr = TASK;
@@ -60,11 +91,16 @@ pub(super) fn enter_pvh(vcpu: &VcpuFd, entry: u64, start_info: u64) -> Result<()
     sregs.idt = Default::default();
     sregs.cr0 = CR0_PE | CR0_ET;
     (sregs.cr3, sregs.cr4, sregs.efer) = (0, 0, 0);
-    vcpu.set_sregs(&sregs).map_err(|source| KvmError::ioctl("KVM_SET_SREGS", source))?;
-    let regs =
-        kvm_regs { rflags: RFLAGS_RESERVED, rip: entry, rbx: start_info, ..Default::default() };
-    vcpu.set_regs(&regs).map_err(|source| KvmError::ioctl("KVM_SET_REGS", source))?;
-    set_msrs(vcpu)
+}
+
+fn enter_long_mode(sregs: &mut kvm_sregs) {
+    protected_mode(sregs);
+    sregs.cs = CODE_64;
+    (sregs.ds, sregs.es, sregs.ss) = (DATA_64, DATA_64, DATA_64);
+    (sregs.fs, sregs.gs) = (DATA_64, DATA_64);
+    sregs.gdt = kvm_dtable { base: layout::GDT, limit: long_mode::GDT_LIMIT, ..Default::default() };
+    sregs.cr0 |= CR0_PG;
+    (sregs.cr3, sregs.cr4, sregs.efer) = (layout::PAGE_TABLES, CR4_PAE, EFER_LONG_MODE);
 }
 
 fn set_msrs(vcpu: &VcpuFd) -> Result<(), KvmError> {

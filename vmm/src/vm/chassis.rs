@@ -28,7 +28,7 @@ use super::window::{Place, Window};
 use crate::acpi::pm1::Pm1;
 use crate::acpi::{AcpiError, MachineDescription, Tables, VirtioSlot};
 use crate::boot::cmdline::{self, DEFAULT_FOR_FILES};
-use crate::boot::{Entry, KernelImage};
+use crate::boot::{BootError, BootInfo, Entry, InitrdFile, KernelImage};
 use crate::kvm::machine::Machine;
 use crate::kvm::{Host, KvmError};
 use crate::line::{KvmLevelLine, Line};
@@ -46,6 +46,7 @@ pub(super) struct Chassis {
     pub(super) on_reset: OnReset,
     pub(super) started: Instant,
     kernel: KernelImage,
+    initrd: Option<InitrdFile>,
     acpi: Tables,
     // The machine goes before the RAM that it maps and the lines that it watches.
     /// `None` only while a reboot exchanges it.
@@ -77,6 +78,8 @@ impl Chassis {
     ) -> Result<Self, StartError> {
         config.validate()?;
         let mut kernel = KernelImage::open(&config.kernel)?;
+        let initrd = config.initrd.as_deref().map(InitrdFile::open).transpose();
+        let mut initrd = initrd.map_err(BootError::from)?;
         let host = Host::open(config.vcpus)?;
         let prefault = if config.prefault { Prefault::All } else { Prefault::OnDemand };
         let (created, ram) =
@@ -98,8 +101,9 @@ impl Chassis {
         let board = Arc::new(Board::new(com1.clone(), pm1, slots.windows().to_vec()));
         let cmdline = command_line(config, &slots);
         let acpi = acpi_tables(config.vcpus, &slots)?;
-        let rsdp = acpi.write(ram.memory())?;
-        let entry = kernel.load(ram.memory(), ram.ram_ranges(), &cmdline, rsdp)?;
+        let rsdp = Some(acpi.write(ram.memory())?);
+        let info = BootInfo { cmdline: &cmdline, initrd: initrd.as_mut(), rsdp };
+        let entry = kernel.load(ram.memory(), ram.ram_ranges(), info)?;
         let wiring = Wiring { serial_line: &serial_line, sci: &sci, slots: &slots };
         let (machine, vcpus) = new_machine(vm, &ram, wiring, (&cpuid, config.vcpus), entry)?;
         let exit_counters = (0..config.vcpus).map(|_| Arc::default()).collect();
@@ -111,6 +115,7 @@ impl Chassis {
             on_reset: config.on_reset,
             started: config.started,
             kernel,
+            initrd,
             acpi,
             machine: Some(machine),
             vcpus,
@@ -173,8 +178,9 @@ impl Chassis {
             StartError::host("Emptying guest RAM", error.source)
         })?;
         let (memory, ram) = (self.ram.memory(), self.ram.ram_ranges());
-        let rsdp = self.acpi.write(memory)?;
-        let entry = self.kernel.load(memory, ram, &self.cmdline, rsdp)?;
+        let rsdp = Some(self.acpi.write(memory)?);
+        let info = BootInfo { cmdline: &self.cmdline, initrd: self.initrd.as_mut(), rsdp };
+        let entry = self.kernel.load(memory, ram, info)?;
         // Before the new one: KVM lets an eventfd be the line of one machine only.
         self.machine = None;
         let wiring = Wiring { serial_line: &self.serial_line, sci: &self.sci, slots: &self.slots };

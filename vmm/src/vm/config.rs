@@ -89,6 +89,9 @@ impl VmConfig {
         {
             return Err(ConfigError::BalloonTarget { target, ram_bytes: bytes });
         }
+        if let (Kernel::Embedded, Some(path)) = (&self.kernel, &self.initrd) {
+            return Err(ConfigError::InitrdForEmbedded { path: path.display().to_string() });
+        }
         if self.drives.len() > MAX_DRIVES {
             return Err(ConfigError::Drives { drives: self.drives.len() });
         }
@@ -106,9 +109,9 @@ impl VmConfig {
 pub enum Kernel {
     /// The guest that is part of this program.
     Embedded,
-    /// An ELF file with a PVH note.
+    /// An ELF file or a Linux bzImage.
     Path(PathBuf),
-    /// An ELF image in memory, for tests.
+    /// Such a file in memory, for tests.
     Image(Arc<[u8]>),
 }
 
@@ -209,6 +212,12 @@ pub enum ConfigError {
         /// What was asked.
         bytes: u64,
     },
+    /// An initrd for the guest that has everything in itself.
+    #[error("Initrd {path} is for a kernel from a file; the embedded guest takes none")]
+    InitrdForEmbedded {
+        /// Its path.
+        path: String,
+    },
     /// More drives than there are places.
     #[error("{drives} drives are not possible; allowed: 0 to {MAX_DRIVES}")]
     Drives {
@@ -266,6 +275,16 @@ mod tests {
             VmConfig { memory_bytes: bytes, ..config() }.validate(),
             Err(ConfigError::MemoryAlignment { bytes })
         );
+    }
+
+    #[test]
+    fn an_initrd_for_the_embedded_guest_is_refused_by_its_name() {
+        let initrd = Some(PathBuf::from("/x/initrd"));
+        let error =
+            VmConfig { initrd: initrd.clone(), ..config() }.validate().expect_err("refused");
+        assert!(error.to_string().contains("/x/initrd"), "{error}");
+        let kernel = Kernel::Path(PathBuf::from("/x/vmlinux"));
+        assert_eq!(VmConfig { initrd, kernel, ..config() }.validate(), Ok(()));
     }
 
     #[test]

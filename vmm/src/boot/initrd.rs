@@ -1,0 +1,177 @@
+//! The initial RAM disk: a file, and where it lies in guest RAM.
+
+use std::fs::File;
+use std::io::{self, Seek};
+use std::path::Path;
+
+use abi::{PAGE_SIZE, PfnRange};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::layout;
+
+/// An initrd that can be loaded again when the guest reboots.
+#[derive(Debug)]
+pub struct InitrdFile {
+    /// Opened once: its path may be gone at the reboot.
+    file: File,
+    path: String,
+}
+
+/// Where an initrd lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Guest-physical, page-aligned.
+    pub(super) gpa: u64,
+    pub(super) bytes: u64,
+}
+
+impl InitrdFile {
+    /// Opens a regular file that is not empty.
+    ///
+    /// # Errors
+    /// [`InitrdError::Open`], [`InitrdError::Empty`].
+    pub fn open(path: &Path) -> Result<Self, InitrdError> {
+        let name = path.display().to_string();
+        let file = super::open_regular(path)
+            .map_err(|source| InitrdError::Open { path: name.clone(), source })?;
+        let initrd = Self { file, path: name };
+        initrd.len()?;
+        Ok(initrd)
+    }
+
+    /// Its present length, which is not 0.
+    fn len(&self) -> Result<u64, InitrdError> {
+        let metadata = self.file.metadata();
+        let metadata =
+            metadata.map_err(|source| InitrdError::Read { path: self.path.clone(), source })?;
+        match metadata.len() {
+            0 => Err(InitrdError::Empty { path: self.path.clone() }),
+            bytes => Ok(bytes),
+        }
+    }
+
+    /// Where the file, as long as it is now, shall lie: as high as possible below `end` and below the hole for
+    /// devices, beside the kernel.
+    ///
+    /// `kernel`: (start, end) of what the kernel occupies.
+    ///
+    /// # Errors
+    /// [`InitrdError`]; [`InitrdError::DoesNotFit`] when there is no such place.
+    pub(super) fn place(
+        &self,
+        ram: &[PfnRange],
+        end: u64,
+        kernel: &[(u64, u64)],
+    ) -> Result<Place, InitrdError> {
+        let bytes = self.len()?;
+        let free = || layout::kernel_ram(ram).filter(|&(start, _)| start < end.min(1 << 32));
+        let gpa = free().filter_map(|(low, high)| highest(bytes, low, high.min(end), kernel)).max();
+        match gpa {
+            Some(gpa) => Ok(Place { gpa, bytes }),
+            None => Err(InitrdError::DoesNotFit {
+                path: self.path.clone(),
+                bytes,
+                ram: layout::list(free().map(|(low, high)| (low, high.min(end)))),
+                kernel: layout::list(kernel.iter().copied()),
+            }),
+        }
+    }
+
+    /// Copies the file into guest RAM.
+    ///
+    /// # Errors
+    /// [`InitrdError::Truncated`] when it has become shorter than `place`.
+    pub(super) fn load(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        place: Place,
+    ) -> Result<(), InitrdError> {
+        let failed = |source| InitrdError::Read { path: self.path.clone(), source };
+        self.file.rewind().map_err(failed)?;
+        let mut read = 0;
+        while read < place.bytes {
+            let left = usize::try_from(place.bytes - read).unwrap_or(usize::MAX);
+            let to = GuestAddress(place.gpa + read);
+            let step = memory.read_volatile_from(to, &mut self.file, left);
+            match step.map_err(|error| failed(io::Error::other(error)))? {
+                0 => {
+                    let path = self.path.clone();
+                    return Err(InitrdError::Truncated { path, bytes: place.bytes, read });
+                }
+                step => read += step as u64,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The highest page-aligned address in `low..high` with room for `bytes` that touch no page of `taken`.
+fn highest(bytes: u64, low: u64, high: u64, taken: &[(u64, u64)]) -> Option<u64> {
+    let mut high = high;
+    loop {
+        let gpa = high.checked_sub(bytes)? / PAGE_SIZE * PAGE_SIZE;
+        if gpa < low {
+            return None;
+        }
+        let last_page_end = gpa + bytes.next_multiple_of(PAGE_SIZE);
+        let in_the_way = |&&(start, end): &&(u64, u64)| start < last_page_end && gpa < end;
+        match taken.iter().filter(in_the_way).map(|&(start, _)| start).min() {
+            // Strictly lower than before, as what is in the way starts below the end of this try.
+            Some(start) => high = start.min(high - 1) / PAGE_SIZE * PAGE_SIZE,
+            None => return Some(gpa),
+        }
+    }
+}
+
+/// The initrd cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum InitrdError {
+    /// The file cannot be opened.
+    #[error("Cannot open initrd {path}")]
+    Open {
+        /// Its path.
+        path: String,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The file cannot be read.
+    #[error("Cannot read initrd {path}")]
+    Read {
+        /// Its path.
+        path: String,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The file has no bytes.
+    #[error("Initrd {path} is empty")]
+    Empty {
+        /// Its path.
+        path: String,
+    },
+    /// The file became shorter while it was read.
+    #[error("Initrd {path} had {bytes} B and ended after {read} B while it was read")]
+    Truncated {
+        /// Its path.
+        path: String,
+        /// What it had.
+        bytes: u64,
+        /// What was read.
+        read: u64,
+    },
+    /// There is no room beside the kernel.
+    #[error(
+        "Initrd {path} of {bytes} B does not fit: RAM for it is {ram}, of which the kernel has {kernel}"
+    )]
+    DoesNotFit {
+        /// Its path.
+        path: String,
+        /// Its length.
+        bytes: u64,
+        /// The ranges that there are.
+        ram: String,
+        /// The ranges that the kernel occupies.
+        kernel: String,
+    },
+}
