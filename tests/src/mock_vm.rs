@@ -11,13 +11,16 @@ use std::time::Duration;
 
 use abi::PageCount;
 use aerostat::control::{ControlServer, ControlSocket, Limits};
+use aerostat::serve::{self, Configuration, Failed, Outcome};
+use aerostat::vm::config::VmConfig;
 use aerostat::vm::handle::{
     BalloonStatus, ExecEvent, Metric, OperationState, OperationStatus, Reply, VmError, VmHandle,
     VmInfo, VmRequest, VmState,
 };
+use aerostat::vm::{Letter, Mailbox};
+use aerostat_api as api;
 use aerostat_api::Client;
 use tokio::sync::mpsc as stream;
-use vmm_sys_util::eventfd::EventFd;
 
 /// Guest RAM of the mock.
 pub const RAM: PageCount = PageCount::new((512 << 20) / abi::PAGE_SIZE);
@@ -42,7 +45,7 @@ pub struct MockVm {
     directory: tempfile::TempDir,
     server: Option<ControlServer>,
     event_loop: Option<JoinHandle<()>>,
-    stop: mpsc::Sender<VmRequest>,
+    handle: VmHandle,
     /// Requests that change something, as text, oldest first.
     log: Arc<Mutex<Vec<String>>>,
 }
@@ -61,17 +64,52 @@ impl MockVm {
     /// # Panics
     /// As [`MockVm::start`].
     pub fn start_with_limits(driver: Driver, limits: Limits) -> Self {
+        Self::serve(limits, move |mailbox, log| State::new(driver, log).run(mailbox))
+    }
+
+    /// Serves a VM that is to be configured, by what really configures one; `start` makes of its
+    /// configuration a running mock, or says why not.
+    ///
+    /// # Panics
+    /// As [`MockVm::start`].
+    pub fn unconfigured(
+        mut start: impl FnMut(&VmConfig) -> Result<(), String> + Send + 'static,
+    ) -> Self {
+        Self::serve(Limits::default(), move |mailbox, log| {
+            let outcome = serve::configure(
+                mailbox,
+                Configuration::new("mock"),
+                |config, mailbox| match start(&config) {
+                    Ok(()) => Ok((config.description, mailbox)),
+                    Err(reason) => Err(Failed { reason, mailbox }),
+                },
+            );
+            if let Outcome::Started((description, mailbox)) = outcome.expect("an epoll instance") {
+                let description = description.expect("it came in words");
+                State { description, ..State::new(Driver::Follows, log) }.run(mailbox);
+            }
+        })
+    }
+
+    fn serve(
+        limits: Limits,
+        event_loop: impl FnOnce(Mailbox, Arc<Mutex<Vec<String>>>) + Send + 'static,
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let socket = ControlSocket::bind(directory.path().join("vm.sock")).expect("a socket");
-        let wake = Arc::new(EventFd::new(0).expect("an eventfd"));
-        let (sender, requests) = mpsc::channel();
-        let handle = VmHandle::new(sender.clone(), wake);
         let log = Arc::new(Mutex::new(Vec::new()));
-        let state = State::new(driver, Arc::clone(&log));
-        let event_loop = thread::spawn(move || state.run(&requests));
-        let server =
-            ControlServer::start_with_limits(socket, handle, limits).expect("a control server");
-        Self { directory, server: Some(server), event_loop: Some(event_loop), stop: sender, log }
+        let (sender, receiver) = mpsc::channel();
+        let own = Arc::clone(&log);
+        let event_loop = thread::spawn(move || {
+            // Made here: it blocks signals in the thread that makes it.
+            let mailbox = Mailbox::new().expect("a mailbox");
+            sender.send(mailbox.handle()).expect("the test waits for it");
+            event_loop(mailbox, own);
+        });
+        let handle = receiver.recv().expect("the mock's handle");
+        let server = ControlServer::start_with_limits(socket, handle.clone(), limits)
+            .expect("a control server");
+        Self { directory, server: Some(server), event_loop: Some(event_loop), handle, log }
     }
 
     /// The control socket.
@@ -108,7 +146,7 @@ impl MockVm {
     pub fn end_event_loop(&mut self) {
         let (reply, _unheard) = tokio::sync::oneshot::channel();
         // An event loop that has ended already has hung up.
-        self.stop.send(VmRequest::Stop { timeout: Some(Duration::ZERO), reply }).ok();
+        self.handle.post(VmRequest::Stop { timeout: Some(Duration::ZERO), reply }).ok();
         if let Some(event_loop) = self.event_loop.take() {
             event_loop.join().expect("the mock does not panic");
         }
@@ -119,7 +157,7 @@ impl Drop for MockVm {
     fn drop(&mut self) {
         self.finish_server();
         let (reply, _unheard) = tokio::sync::oneshot::channel();
-        self.stop.send(VmRequest::Stop { timeout: Some(Duration::ZERO), reply }).ok();
+        self.handle.post(VmRequest::Stop { timeout: Some(Duration::ZERO), reply }).ok();
     }
 }
 
@@ -131,18 +169,20 @@ struct State {
     actual: PageCount,
     /// A scenario that never ends, and its output.
     hanging: Option<stream::Sender<ExecEvent>>,
+    description: Box<api::VmConfig>,
 }
 
 impl State {
     fn new(driver: Driver, log: Arc<Mutex<Vec<String>>>) -> Self {
         let (operations, actual) = (Vec::new(), PageCount::ZERO);
-        Self { driver, log, is_paused: false, operations, actual, hanging: None }
+        let description = Box::new(description());
+        Self { driver, log, is_paused: false, operations, actual, hanging: None, description }
     }
 
-    fn run(mut self, requests: &mpsc::Receiver<VmRequest>) {
+    fn run(mut self, mut mailbox: Mailbox) {
         // Requests of a loop that hangs are kept, so that nobody sees their replies dropped.
         let mut unanswered = Vec::new();
-        while let Ok(request) = requests.recv() {
+        while let Ok(Letter::Request(request)) = mailbox.receive() {
             let is_end = matches!(request, VmRequest::Stop { timeout: Some(_), .. });
             if self.driver == Driver::LoopHangs && !is_end {
                 unanswered.push(request);
@@ -163,6 +203,23 @@ impl State {
     fn serve(&mut self, request: VmRequest) {
         match request {
             VmRequest::Info(reply) => answer(reply, Ok(self.info())),
+            VmRequest::Configuration(reply) => {
+                let mut description = self.description.clone();
+                if let (Some(balloon), Some(last)) =
+                    (&mut description.balloon, self.operations.last())
+                {
+                    balloon.amount_mib =
+                        u32::try_from(last.target.bytes() >> 20).unwrap_or(u32::MAX);
+                }
+                answer(reply, Ok(description));
+            }
+            VmRequest::Configure { reply, .. } | VmRequest::Start(reply) => {
+                answer(reply, Err(VmError::AlreadyStarted));
+            }
+            VmRequest::FlushMetrics(reply) if self.description.metrics.is_some() => {
+                answer(reply, Ok(()));
+            }
+            VmRequest::FlushMetrics(reply) => answer(reply, Err(VmError::NoMetricsFile)),
             VmRequest::Pause(reply) => {
                 self.note("pause".into());
                 self.is_paused = true;
@@ -333,6 +390,30 @@ impl State {
             is_counter: false,
             value: self.actual.bytes() as f64,
         }]
+    }
+}
+
+/// 512 MiB, two vCPUs, a balloon.
+fn description() -> api::VmConfig {
+    api::VmConfig {
+        balloon: Some(api::BalloonConfig {
+            amount_mib: 0,
+            deflate_on_oom: false,
+            stats_polling_interval_s: 0,
+            free_page_hinting: false,
+            free_page_reporting: false,
+        }),
+        boot_source: Some(api::BootSource {
+            kernel_image_path: api::BootSource::EMBEDDED.into(),
+            initrd_path: None,
+            boot_args: None,
+        }),
+        machine_config: api::MachineConfig {
+            vcpu_count: 2,
+            mem_size_mib: RAM.bytes() >> 20,
+            ..api::MachineConfig::default()
+        },
+        ..api::VmConfig::default()
     }
 }
 

@@ -34,7 +34,7 @@ fn identity_and_configuration_have_firecrackers_shape() {
     let instance = client.instance().unwrap();
     assert_eq!((instance.state, instance.app_name.as_str()), (InstanceState::Running, "aerostat"));
     assert_eq!(client.machine_config().unwrap().mem_size_mib, 512);
-    assert_eq!(client.vm_config().unwrap().boot_source.kernel_image_path, "embedded");
+    assert_eq!(client.vm_config().unwrap().boot_source.unwrap().kernel_image_path, "embedded");
     assert!(!client.version().unwrap().firecracker_version.is_empty());
     assert_eq!(client.vm_status().unwrap().ram_bytes, RAM.bytes());
 }

@@ -187,7 +187,7 @@ fn unknown_paths_and_verbs_are_refused_in_firecrackers_words() {
     assert_eq!(message, "GET request cannot have a body.");
     let (_, message) = fault(&vm, request("PUT", "/actions", ""));
     assert_eq!(message, "Empty PUT request.");
-    let (_, message) = fault(&vm, request("PUT", "/boot-source", "{}"));
+    let (_, message) = fault(&vm, request("PUT", "/entropy", "{}"));
     assert!(message.contains("not supported after starting"), "{message}");
 }
 

@@ -9,5 +9,8 @@ pub mod exit_code;
 pub mod guest_image;
 pub mod kvm;
 mod line;
+mod line_file;
+mod logger;
 pub mod serial;
+pub mod serve;
 pub mod vm;

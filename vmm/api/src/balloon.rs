@@ -4,18 +4,22 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Answer to `GET /balloon`, in Firecracker's shape.
+/// The balloon in Firecracker's shape: body of `PUT` and answer to `GET /balloon`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BalloonConfig {
     /// Target in MiB; a target that is no whole MiB is rounded down here and exact in `GET /balloon/status`.
-    pub amount_mib: u64,
+    pub amount_mib: u32,
     /// The guest may take pages back when it runs out of memory.
     pub deflate_on_oom: bool,
-    /// Seconds between statistics; 0: off.
+    /// Seconds between statistics; 0: off, which is all that is supported.
+    #[serde(default)]
     pub stats_polling_interval_s: u16,
-    /// Free page hinting is offered.
+    /// Free page hinting is offered; not supported.
+    #[serde(default)]
     pub free_page_hinting: bool,
-    /// Free page reporting is offered.
+    /// Free page reporting is offered; not supported.
+    #[serde(default)]
     pub free_page_reporting: bool,
 }
 
@@ -25,6 +29,23 @@ pub struct BalloonConfig {
 pub struct BalloonUpdate {
     /// Absolute target in MiB.
     pub amount_mib: u32,
+}
+
+/// Body of `PATCH /balloon/statistics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonStatsUpdate {
+    /// Seconds between statistics.
+    pub stats_polling_interval_s: u16,
+}
+
+/// Body of `PATCH /balloon/hinting/start`; it may be absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HintingStart {
+    /// The device acknowledges by itself when the guest is done.
+    #[serde(default)]
+    pub acknowledge_on_stop: bool,
 }
 
 /// Answer to `GET /balloon/status` (ours).

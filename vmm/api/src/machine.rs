@@ -1,8 +1,6 @@
-//! The VM as a whole: identity, run state, configuration.
+//! The VM as a whole: identity, run state.
 
 use serde::{Deserialize, Serialize};
-
-use crate::balloon::BalloonConfig;
 
 /// Answer to `GET /` (Firecracker's `InstanceInfo`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +53,13 @@ pub enum RunState {
     Resumed,
 }
 
+/// Answer to `GET /vm` (ours).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmState {
+    /// Run state.
+    pub state: InstanceState,
+}
+
 /// Body of `PUT /actions`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,54 +71,12 @@ pub struct Action {
 /// Firecracker's actions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ActionType {
-    /// Boot a configured VM; refused once it runs.
+    /// Boot the configured VM; refused once it runs.
     InstanceStart,
-    /// Write metrics to the configured file; refused, since metrics are read by `GET /metrics`.
+    /// Write a line to the metrics file.
     FlushMetrics,
     /// Ask the guest to power off.
     SendCtrlAltDel,
-}
-
-/// Answer to `GET /machine-config`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachineConfig {
-    /// Number of vCPUs.
-    pub vcpu_count: u8,
-    /// Guest RAM in MiB; a size that is no whole MiB is rounded down here and exact in `GET /vm/info`.
-    pub mem_size_mib: u64,
-    /// Simultaneous multithreading is shown to the guest.
-    pub smt: bool,
-    /// Dirty pages are tracked.
-    pub track_dirty_pages: bool,
-    /// Huge pages behind guest RAM.
-    pub huge_pages: String,
-}
-
-/// Where the guest's kernel came from, in [`VmConfig`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootSource {
-    /// Path of the kernel, or `embedded`.
-    pub kernel_image_path: String,
-    /// The whole guest command line.
-    pub boot_args: String,
-}
-
-/// Answer to `GET /vm/config` (Firecracker's `FullVmConfiguration`), with what this VMM has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmConfig {
-    /// The balloon.
-    pub balloon: BalloonConfig,
-    /// The kernel.
-    #[serde(rename = "boot-source")]
-    pub boot_source: BootSource,
-    /// vCPUs and memory.
-    #[serde(rename = "machine-config")]
-    pub machine_config: MachineConfig,
-    /// Block devices: none.
-    pub drives: Vec<serde_json::Value>,
-    /// Network devices: none.
-    #[serde(rename = "network-interfaces")]
-    pub network_interfaces: Vec<serde_json::Value>,
 }
 
 /// Answer to `GET /vm/info` (ours): what `aerostat info` shows.
@@ -121,7 +84,7 @@ pub struct VmConfig {
 pub struct VmStatus {
     /// Instance id.
     pub id: String,
-    /// `starting`, `running` or `paused`.
+    /// `not started`, `starting`, `running` or `paused`.
     pub state: String,
     /// Process id of the VMM.
     pub pid: u32,
@@ -133,16 +96,17 @@ pub struct VmStatus {
     pub vcpus: u8,
     /// Backing of guest RAM: `anon` or `memfd`.
     pub backing: String,
-    /// `hardware`, or `software` where the host's KVM interprets ring 0; absolute times from a
+    /// `hardware`, `unknown` before the start, or `software` where the host's KVM interprets ring 0; absolute times from a
     /// software KVM are not comparable.
     pub kvm: String,
     /// Path of the kernel, or `embedded`.
     pub kernel: String,
     /// The whole guest command line.
     pub cmdline: String,
-    /// Microseconds from the start of the process's `main` to the guest's first serial byte, if there has been one.
+    /// Microseconds from the start to the guest's first serial byte, if there has been one. The start is
+    /// that of the process's `main`, or InstanceStart.
     pub first_byte_us: Option<u64>,
-    /// Microseconds from the start of the process's `main` to the guest's "ready", if it came.
+    /// Microseconds from the start to the guest's "ready", if it came.
     pub ready_us: Option<u64>,
 }
 

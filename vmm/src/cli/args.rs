@@ -18,15 +18,20 @@ use super::value::{self, BalloonOptions, OnResetArgument};
 /// Sizes are bytes, or whole numbers with K, M or G (powers of 1024). They are never rounded.
 #[derive(Debug, Parser)]
 #[command(name = "aerostat", version, disable_help_subcommand = true, verbatim_doc_comment)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 pub(super) struct Arguments {
     #[command(subcommand)]
-    pub(super) command: Command,
+    pub(super) command: Option<Command>,
+    #[command(flatten, next_help_heading = "Options without a command, as of serve")]
+    pub(super) serve: ServeOptions,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Start a VM and stay until it ends
     Run(Box<RunOptions>),
+    /// Wait to be configured and started over the control socket, as Firecracker does
+    Serve(ServeOptions),
     /// Boot the embedded guest, move its balloon, show what the host really got back
     Demo(DemoOptions),
     /// Show or resize the balloon of a running VM
@@ -69,6 +74,10 @@ pub(super) struct RunOptions {
     /// Balloon options: target=SIZE. There always is a balloon; its target is 0 unless set
     #[arg(long, value_name = "OPTIONS", value_parser = value::balloon_options)]
     pub(super) balloon: Option<BalloonOptions>,
+    /// A VM as Firecracker's configuration files describe it: only what is configured is there
+    #[arg(long, value_name = "PATH")]
+    #[arg(conflicts_with_all = ["size", "vcpus", "kernel", "cmdline", "balloon"])]
+    pub(super) config_file: Option<PathBuf>,
     /// Populate guest RAM before the guest starts
     #[arg(long)]
     pub(super) prefault: bool,
@@ -82,6 +91,26 @@ pub(super) struct RunOptions {
     #[arg(long)]
     pub(super) check: bool,
     /// What to log on standard error
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    pub(super) log_level: LogLevel,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub(super) struct ServeOptions {
+    /// Control socket [default: ID.sock in $XDG_RUNTIME_DIR/aerostat, else in /tmp/aerostat-UID]
+    #[arg(long, value_name = "PATH")]
+    pub(super) api_sock: Option<PathBuf>,
+    /// Name of the VM: up to 64 letters, digits and hyphens [default: vm-PID]
+    #[arg(long, value_name = "ID", value_parser = value::instance_id)]
+    pub(super) id: Option<String>,
+    /// Start at once the VM that this file describes
+    #[arg(long, value_name = "PATH")]
+    pub(super) config_file: Option<PathBuf>,
+    /// Serve no control socket
+    #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
+    pub(super) no_api: bool,
+    /// What to log on standard error until the logger is configured
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub(super) log_level: LogLevel,
 }
@@ -246,7 +275,9 @@ mod tests {
 
     fn parse(line: &str) -> Result<Command, String> {
         let words = line.split_whitespace();
-        Arguments::try_parse_from(words).map(|a| a.command).map_err(|e| e.to_string())
+        Arguments::try_parse_from(words)
+            .map(|a| a.command.expect("a command"))
+            .map_err(|e| e.to_string())
     }
 
     #[test]
@@ -295,6 +326,19 @@ mod tests {
             assert!(message.contains(value), "{message}");
         }
         assert!(parse("aerostat run --vcpus 5").unwrap_err().contains("1..=4"));
+    }
+
+    #[test]
+    fn without_a_command_the_options_are_those_of_serve() {
+        let line = "aerostat --api-sock /tmp/s --id my-vm";
+        let parsed = Arguments::try_parse_from(line.split_whitespace()).unwrap();
+        assert!(parsed.command.is_none());
+        assert_eq!(parsed.serve.api_sock, Some("/tmp/s".into()));
+        assert_eq!(parsed.serve.id.as_deref(), Some("my-vm"));
+        assert!(parse("aerostat --api-sock /tmp/s info").is_err(), "neither one nor the other");
+        assert!(parse("aerostat serve --no-api").unwrap_err().contains("--config-file"));
+        let message = parse("aerostat run --config-file a --memory 1G").unwrap_err();
+        assert!(message.contains("--config-file") && message.contains("--memory"), "{message}");
     }
 
     #[test]

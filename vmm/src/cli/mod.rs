@@ -1,6 +1,6 @@
 //! The command line: one binary that is the VMM and the client that commands it.
 //!
-//! `run` is the VMM; `demo` starts one and commands it; `guest` needs neither
+//! `run` and `serve` are the VMM; `demo` starts one and commands it; `guest` needs neither
 //! KVM nor a VM; everything else is a client of a control socket. Sizes are
 //! refused, never rounded. Exit codes: [`crate::exit_code`], docs/cli.md.
 
@@ -15,6 +15,7 @@ mod guest;
 mod output;
 mod resize;
 mod run;
+mod serve;
 mod value;
 
 use std::process::ExitCode;
@@ -39,7 +40,8 @@ pub fn main(started: Instant) -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return say_usage(&error),
     };
-    match dispatch(arguments.command, started) {
+    let command = arguments.command.unwrap_or(Command::Serve(arguments.serve));
+    match dispatch(command, started) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             failure.say();
@@ -74,6 +76,7 @@ fn trim_heap() {
 fn dispatch(command: Command, started: Instant) -> Result<u8, Failure> {
     match command {
         Command::Run(options) => run::run(*options, started),
+        Command::Serve(options) => serve::serve(options, started),
         Command::Demo(options) => demo::demo(&options),
         Command::Balloon(command) => balloon::balloon(command),
         Command::Exec(options) => exec::exec(options),

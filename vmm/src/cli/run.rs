@@ -1,6 +1,6 @@
 //! `run`: the VMM itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use abi::PfnRange;
@@ -12,35 +12,75 @@ use crate::boot::{BootError, BootInfo, Form, InitrdFile, KernelImage};
 use crate::control::{ControlServer, ControlSocket, default_socket};
 use crate::exit_code;
 use crate::kvm::Host;
+use crate::logger;
+use crate::serve::{Configuration, read_config_file};
 use crate::vm::config::{BalloonConfig, Kernel, VmConfig};
 use crate::vm::exit::ExitReason;
+use crate::vm::handle::{VmError, VmHandle};
 use crate::vm::{StartError, Vm};
 
 /// Starts a VM and stays until it ends.
 pub(super) fn run(options: RunOptions, started: Instant) -> Result<u8, Failure> {
-    env_logger::Builder::new().filter_level(options.log_level.into()).init();
-    let id = format!("vm-{}", std::process::id());
+    logger::init(options.log_level.into());
+    let id = default_id();
     let path = match &options.api_sock {
         Some(path) => path.clone(),
         None => default_socket(&id)?,
     };
     let is_check = options.check;
-    let config = configure(options, id, started);
+    let config = match &options.config_file {
+        Some(file) => {
+            let (backing, prefault) = (options.memory.backing, options.prefault);
+            let on_reset = options.on_reset.into();
+            VmConfig { backing, prefault, on_reset, ..configured(file, id, started)? }
+        }
+        None => configure(options, id, started),
+    };
     config.validate().map_err(StartError::from)?;
-    // The path first: a VM whose socket is taken should not cost its memory to find out.
-    ControlSocket::check(&path)?;
     if is_check {
+        ControlSocket::check(&path)?;
         return check(&config, &path);
+    }
+    launch(config, Some(path))
+}
+
+/// Name of a VM that was given none.
+pub(super) fn default_id() -> String {
+    format!("vm-{}", std::process::id())
+}
+
+/// The VM that a configuration file describes.
+pub(super) fn configured(file: &Path, id: String, started: Instant) -> Result<VmConfig, Failure> {
+    let refuse = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
+    let description = read_config_file(file).map_err(|error| refuse(&error))?;
+    let in_file = |error: VmError| refuse(&format_args!("{}: {error}", file.display()));
+    let configuration = Configuration::from_description(id, description).map_err(in_file)?;
+    Ok(VmConfig { started, ..configuration.vm_config().map_err(in_file)? })
+}
+
+/// Runs a VM to its end, with a control socket or without.
+pub(super) fn launch(config: VmConfig, socket: Option<PathBuf>) -> Result<u8, Failure> {
+    // The path first: a VM whose socket is taken should not cost its memory to find out.
+    if let Some(path) = &socket {
+        ControlSocket::check(path)?;
     }
     let vm = Vm::build(config)?;
     // Bound only now: until here a signal ends the process at once, and would leave the path behind.
-    let socket = ControlSocket::bind(path)?;
-    let server = ControlServer::start(socket, vm.handle())
-        .map_err(|source| StartError::Host { what: "Starting the control server", source })?;
+    let server = match socket {
+        Some(path) => Some(start_server(path, vm.handle())?),
+        None => None,
+    };
     let end = vm.run();
-    server.finish();
-    say_end(&end);
-    Ok(end.exit_code())
+    drop(server);
+    Ok(said(&end))
+}
+
+/// Binds `path` and serves it.
+pub(super) fn start_server(path: PathBuf, vm: VmHandle) -> Result<ControlServer, Failure> {
+    let socket = ControlSocket::bind(path)?;
+    let server = ControlServer::start(socket, vm)
+        .map_err(|source| StartError::Host { what: "Starting the control server", source })?;
+    Ok(server)
 }
 
 fn configure(options: RunOptions, id: String, started: Instant) -> VmConfig {
@@ -94,8 +134,8 @@ fn check_kernel(config: &VmConfig, ram: &[PfnRange]) -> Result<Form, BootError> 
     kernel.check(ram, &BootInfo { cmdline, initrd: initrd.as_mut(), rsdp: None })
 }
 
-/// A clean end needs no words; another is said on standard error.
-fn say_end(end: &ExitReason) {
+/// The exit code of `end`. A clean end needs no words; another is said on standard error.
+pub(super) fn said(end: &ExitReason) -> u8 {
     match end {
         ExitReason::PowerOff | ExitReason::Stopped { .. } => log::info!("{end}"),
         ExitReason::Reset
@@ -104,4 +144,5 @@ fn say_end(end: &ExitReason) {
         | ExitReason::InternalError(_)
         | ExitReason::HostError(_) => eprintln!("aerostat: {end}"),
     }
+    end.exit_code()
 }

@@ -30,6 +30,15 @@ pub(super) fn memory(text: &str) -> Result<Size, String> {
     size.whole_pages().map_err(|e| e.to_string())
 }
 
+/// A VM's name, by Firecracker's rule.
+pub(super) fn instance_id(text: &str) -> Result<String, String> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if (1..=64).contains(&text.len()) && text.chars().all(is_allowed) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is no name; allowed: 1 to 64 letters, digits and hyphens"))
+}
+
 fn parse(text: &str) -> Result<Size, String> {
     text.parse().map_err(|e: SizeError| e.to_string())
 }
@@ -111,6 +120,17 @@ mod tests {
         }
         assert!(memory("268435457").unwrap_err().contains("4 KiB"));
         assert_eq!(memory("64G").map(Size::bytes), Ok(64 << 30));
+    }
+
+    #[test]
+    fn a_name_is_short_and_plain() {
+        let long = "x".repeat(64);
+        for name in ["a", "my-vm-2", &long] {
+            assert_eq!(instance_id(name).as_deref(), Ok(name));
+        }
+        for name in ["", "a b", "../a", "a_b", "\u{e4}", &(long.clone() + "x")] {
+            assert!(instance_id(name).unwrap_err().contains("1 to 64"), "{name}");
+        }
     }
 
     #[test]

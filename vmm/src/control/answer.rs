@@ -49,12 +49,17 @@ impl Refusal {
 impl From<VmError> for Refusal {
     fn from(error: VmError) -> Self {
         let status = match &error {
-            VmError::TargetAboveRam { .. } | VmError::RequestTooLong { .. } => {
-                StatusCode::BAD_REQUEST
-            }
-            VmError::NoBalloon | VmError::NoAgent | VmError::Busy { .. } | VmError::Paused => {
-                StatusCode::CONFLICT
-            }
+            VmError::TargetAboveRam { .. }
+            | VmError::RequestTooLong { .. }
+            | VmError::Configuration(_)
+            | VmError::CannotStart(_)
+            | VmError::NoMetricsFile
+            | VmError::NoBalloon => StatusCode::BAD_REQUEST,
+            VmError::NotStarted
+            | VmError::AlreadyStarted
+            | VmError::NoAgent
+            | VmError::Busy { .. }
+            | VmError::Paused => StatusCode::CONFLICT,
             VmError::NoSuchScenario { .. } => StatusCode::NOT_FOUND,
             VmError::Gone => StatusCode::SERVICE_UNAVAILABLE,
             VmError::Host(_) => StatusCode::INTERNAL_SERVER_ERROR,

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::answer::{Answer, Refusal, closing};
 use super::head::{HeadGate, HeadNotes};
-use super::router;
+use super::router::{self, Route};
 use super::routes::{self, Call};
 use super::server::Control;
 
@@ -70,8 +70,10 @@ async fn answer(control: &Rc<Control>, notes: &HeadNotes, request: Request<Incom
             })
         }
         Some(found) => {
-            serve_found(control, found.route, note.is_http10, request).await.map_err(|refusal| {
-                if found.is_firecracker { refusal.in_firecracker_status() } else { refusal }
+            let route = (found.route, found.name.to_owned());
+            let is_firecracker = found.is_firecracker;
+            serve_found(control, route, note.is_http10, request).await.map_err(|refusal| {
+                if is_firecracker { refusal.in_firecracker_status() } else { refusal }
             })
         }
     };
@@ -85,7 +87,7 @@ async fn answer(control: &Rc<Control>, notes: &HeadNotes, request: Request<Incom
 
 async fn serve_found(
     control: &Rc<Control>,
-    route: router::Route,
+    (route, name): (Route, String),
     is_http10: bool,
     request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
@@ -95,10 +97,10 @@ async fn serve_found(
     if method == Method::GET && !body.is_empty() {
         return Err(Refusal::bad_request("GET request cannot have a body."));
     }
-    if method != Method::GET && body.is_empty() {
+    if method != Method::GET && body.is_empty() && !route.takes_no_body() {
         return Err(Refusal::bad_request(format!("Empty {method} request.")));
     }
-    routes::serve(control, Call { route, query, body, is_http10 }).await
+    routes::serve(control, Call { route, name, query, body, is_http10 }).await
 }
 
 async fn read_body(control: &Control, request: Request<Incoming>) -> Result<Bytes, Refusal> {

@@ -10,20 +10,24 @@ use crate::vm::handle::{BalloonStatus, OperationState, OperationStatus, VmInfo, 
 /// Version of Firecracker's API that the shared endpoints follow.
 const FIRECRACKER_API: &str = "1.14.1";
 
-/// Feature bits of the balloon that Firecracker's configuration shows (VirtIO 1.2 §5.5.3).
-const DEFLATE_ON_OOM: u32 = 2;
-const FREE_PAGE_HINT: u32 = 3;
-const PAGE_REPORTING: u32 = 5;
-
 pub(super) fn instance(vm: VmInfo) -> api::Instance {
     api::Instance {
         id: vm.id,
-        state: match vm.state {
-            VmState::Starting | VmState::Running => api::InstanceState::Running,
-            VmState::Paused => api::InstanceState::Paused,
-        },
+        state: instance_state(vm.state),
         vmm_version: env!("CARGO_PKG_VERSION").into(),
         app_name: "aerostat".into(),
+    }
+}
+
+pub(super) fn vm_state(vm: &VmInfo) -> api::VmState {
+    api::VmState { state: instance_state(vm.state) }
+}
+
+const fn instance_state(state: VmState) -> api::InstanceState {
+    match state {
+        VmState::NotStarted => api::InstanceState::NotStarted,
+        VmState::Starting | VmState::Running => api::InstanceState::Running,
+        VmState::Paused => api::InstanceState::Paused,
     }
 }
 
@@ -38,6 +42,7 @@ pub(super) fn vm_status(vm: VmInfo) -> api::VmStatus {
     api::VmStatus {
         id: vm.id,
         state: match vm.state {
+            VmState::NotStarted => "not started",
             VmState::Starting => "starting",
             VmState::Running => "running",
             VmState::Paused => "paused",
@@ -53,37 +58,6 @@ pub(super) fn vm_status(vm: VmInfo) -> api::VmStatus {
         cmdline: vm.cmdline,
         first_byte_us: vm.first_byte_us,
         ready_us: vm.ready_us,
-    }
-}
-
-pub(super) fn machine_config(vm: &VmInfo) -> api::MachineConfig {
-    api::MachineConfig {
-        vcpu_count: vm.vcpus,
-        mem_size_mib: vm.ram.bytes() >> 20,
-        smt: false,
-        track_dirty_pages: false,
-        huge_pages: "None".into(),
-    }
-}
-
-pub(super) fn vm_config(vm: VmInfo, balloon: &BalloonStatus) -> api::VmConfig {
-    api::VmConfig {
-        balloon: balloon_config(balloon),
-        machine_config: machine_config(&vm),
-        boot_source: api::BootSource { kernel_image_path: vm.kernel, boot_args: vm.cmdline },
-        drives: Vec::new(),
-        network_interfaces: Vec::new(),
-    }
-}
-
-pub(super) fn balloon_config(balloon: &BalloonStatus) -> api::BalloonConfig {
-    let offers = |bit: u32| balloon.offered_features >> bit & 1 == 1;
-    api::BalloonConfig {
-        amount_mib: balloon.target.bytes() >> 20,
-        deflate_on_oom: offers(DEFLATE_ON_OOM),
-        stats_polling_interval_s: 0,
-        free_page_hinting: offers(FREE_PAGE_HINT),
-        free_page_reporting: offers(PAGE_REPORTING),
     }
 }
 

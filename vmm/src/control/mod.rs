@@ -11,6 +11,7 @@
 //! failure cases: docs/control.md.
 
 mod answer;
+mod configure;
 mod connection;
 mod convert;
 mod head;

@@ -14,15 +14,20 @@ use tokio::time::timeout;
 use super::answer::{self, Answer, Refusal};
 use super::router::Route;
 use super::server::Control;
-use super::{Limits, convert};
-use crate::vm::handle::{Metric, Reply, VmError, VmRequest};
+use super::{Limits, configure, convert};
+use crate::vm::handle::{Metric, Reply, VmError, VmRequest, VmState};
 
 /// Longest scenario name and arguments together, in bytes: the agent's line holds 4096 with its own words.
 const EXEC_BYTES: usize = 3 << 10;
 
+/// How much longer than other requests a start may take.
+const START_TIME: Duration = Duration::from_secs(60);
+
 /// A request whose head and body have been read.
 pub(super) struct Call {
     pub(super) route: Route,
+    /// What the path names, where its route has a name in it.
+    pub(super) name: String,
     pub(super) query: Option<String>,
     pub(super) body: Bytes,
     pub(super) is_http10: bool,
@@ -36,28 +41,37 @@ pub(super) async fn serve(control: &Rc<Control>, call: Call) -> Result<Answer, R
     match call.route {
         Route::Instance => Ok(ok(&convert::instance(control.ask(VmRequest::Info).await?))),
         Route::Version => Ok(ok(&convert::version())),
+        Route::VmState => Ok(ok(&convert::vm_state(&control.ask(VmRequest::Info).await?))),
         Route::SetRunState => set_run_state(control, &call.body).await,
-        Route::VmConfig => vm_config(control).await,
+        Route::VmConfig => Ok(ok(&control.ask(VmRequest::Configuration).await?)),
         Route::VmStatus => Ok(ok(&convert::vm_status(control.ask(VmRequest::Info).await?))),
         Route::Stop => stop(control, &call.body).await,
         Route::MachineConfig => {
-            Ok(ok(&convert::machine_config(&control.ask(VmRequest::Info).await?)))
+            Ok(ok(&control.ask(VmRequest::Configuration).await?.machine_config))
         }
         Route::BalloonConfig => {
-            Ok(ok(&convert::balloon_config(&control.ask(VmRequest::Balloon).await?)))
+            let configuration = control.ask(VmRequest::Configuration).await?;
+            Ok(ok(&configuration.balloon.ok_or(VmError::NoBalloon)?))
         }
         Route::UpdateBalloon => update_balloon(control, &call.body).await,
         Route::BalloonStatus => balloon_status(control).await,
         Route::Operation => operation(control, call.query.as_deref()).await,
         Route::BeginOperation => begin_operation(control, &call.body).await,
+        Route::BalloonExtra(extra) => {
+            Err(configure::balloon_extra(control, extra, &call.body).await)
+        }
         Route::Scenarios => {
             let scenarios = control.ask(VmRequest::Scenarios).await?;
             Ok(ok(&api::Scenarios { scenarios }))
         }
         Route::Exec => exec(control, &call).await,
-        Route::Action => action(control, &call.body),
+        Route::Action => action(control, &call.body).await,
         Route::Metrics => metrics(control).await,
-        Route::PreBootOnly => Err(after_start()),
+        Route::Configure(section) => configure::change(control, section, &call).await,
+        Route::UpdateDrive => Err(configure::update_drive(control, &call).await),
+        Route::Unsupported(what) => {
+            Err(Refusal::bad_request(format!("{what} not supported by aerostat.")))
+        }
     }
 }
 
@@ -71,7 +85,7 @@ impl Control {
     }
 
     /// Asks the event loop for something that may take `extra` time.
-    async fn ask_for<T>(
+    pub(super) async fn ask_for<T>(
         &self,
         extra: Duration,
         request: impl FnOnce(Reply<T>) -> VmRequest,
@@ -99,12 +113,6 @@ async fn set_run_state(control: &Control, body: &[u8]) -> Result<Answer, Refusal
         })
         .await?;
     Ok(answer::no_content())
-}
-
-async fn vm_config(control: &Control) -> Result<Answer, Refusal> {
-    let vm = control.ask(VmRequest::Info).await?;
-    let balloon = control.ask(VmRequest::Balloon).await?;
-    Ok(ok(&convert::vm_config(vm, &balloon)))
 }
 
 async fn stop(control: &Control, body: &[u8]) -> Result<Answer, Refusal> {
@@ -196,20 +204,22 @@ async fn exec(control: &Control, call: &Call) -> Result<Answer, Refusal> {
     Ok(answer::exec_stream(output))
 }
 
-fn action(control: &Control, body: &[u8]) -> Result<Answer, Refusal> {
+async fn action(control: &Control, body: &[u8]) -> Result<Answer, Refusal> {
     let action: api::Action = decode(body)?;
     match action.action_type {
-        api::ActionType::InstanceStart => Err(after_start()),
-        api::ActionType::FlushMetrics => Err(Refusal::bad_request(
-            "No metrics file is configured; metrics are read by GET /metrics",
-        )),
+        api::ActionType::InstanceStart => control.ask_for(START_TIME, VmRequest::Start).await?,
+        api::ActionType::FlushMetrics => control.ask(VmRequest::FlushMetrics).await?,
         api::ActionType::SendCtrlAltDel => {
-            // As with Firecracker's key press, nobody waits for what the guest makes of it.
+            // As with Firecracker's key press, nobody waits for what the guest makes of it; that there
+            // is no guest yet is said at once.
+            if control.ask(VmRequest::Info).await?.state == VmState::NotStarted {
+                return Err(VmError::NotStarted.into());
+            }
             let (reply, _unheard) = oneshot::channel();
             control.vm.post(VmRequest::Stop { timeout: None, reply })?;
-            Ok(answer::no_content())
         }
     }
+    Ok(answer::no_content())
 }
 
 async fn metrics(control: &Control) -> Result<Answer, Refusal> {
@@ -232,17 +242,13 @@ fn prometheus(mut metrics: Vec<Metric>) -> String {
             let help = metric.help.replace('\\', "\\\\").replace('\n', "\\n");
             writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}").ok();
         }
-        let labels = match metric.labels.as_str() {
-            "" => String::new(),
-            labels => format!("{{{labels}}}"),
-        };
-        writeln!(text, "{name}{labels} {}", metric.value).ok();
+        writeln!(text, "{} {}", metric.full_name(), metric.value).ok();
     }
     text
 }
 
 /// Decodes a body: an object, for serde would take an array of the fields' values for one too.
-fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+pub(super) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     let refused = |reason: &dyn std::fmt::Display| {
         Refusal::bad_request(format!(
             "An error occurred when deserializing the json body of a request: {reason}."
@@ -256,10 +262,6 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
 
 fn ok(value: &impl serde::Serialize) -> Answer {
     answer::json(StatusCode::OK, value)
-}
-
-fn after_start() -> Refusal {
-    Refusal::bad_request("The requested operation is not supported after starting the microVM.")
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use abi::console::AGENT_PORT_NAME;
 use abi::platform::{SCI_GSI, SERIAL_GSI};
+use aerostat_api as api;
 use devices::balloon::{Balloon, BalloonOptions, ReleaseMode};
 use devices::console::Console;
 use devices::entropy::Entropy;
@@ -19,6 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::StartError;
 use super::balloon_worker::{BalloonWorker, HostClock};
 use super::board::Board;
+use super::config::describe::mib;
 use super::config::{Kernel, OnReset, VmConfig};
 use super::entropy::{EntropyService, new_entropy};
 use super::handle::{VmInfo, VmState};
@@ -40,7 +42,7 @@ const KVM_THREAD_STACK: usize = 512 << 10;
 /// RAM, devices, kernel, and the machine in the kernel.
 pub(super) struct Chassis {
     id: String,
-    kernel_name: String,
+    description: Box<api::VmConfig>,
     cmdline: String,
     vcpu_count: u8,
     pub(super) on_reset: OnReset,
@@ -109,7 +111,7 @@ impl Chassis {
         let exit_counters = (0..config.vcpus).map(|_| Arc::default()).collect();
         Ok(Self {
             id: config.id.clone(),
-            kernel_name: kernel_name(&config.kernel),
+            description: Box::new(config.describe()),
             cmdline,
             vcpu_count: config.vcpus,
             on_reset: config.on_reset,
@@ -191,6 +193,20 @@ impl Chassis {
         Ok(())
     }
 
+    /// The configuration, with the balloon's present target.
+    pub(super) fn configuration(&self) -> Box<api::VmConfig> {
+        let mut description = self.description.clone();
+        if let (Some(told), Some(balloon)) = (&mut description.balloon, &self.balloon) {
+            told.amount_mib = mib(balloon.lock().device().target().bytes());
+        }
+        description
+    }
+
+    fn kernel_name(&self) -> String {
+        let source = self.description.boot_source.as_ref();
+        source.map(|source| source.kernel_image_path.clone()).unwrap_or_default()
+    }
+
     /// What `aerostat info` shows.
     pub(super) fn info(&self, state: VmState, ready_us: Option<u64>) -> VmInfo {
         VmInfo {
@@ -202,7 +218,7 @@ impl Chassis {
             kvm: self.host.kind().name(),
             first_byte_us: self.com1.output().first_byte_us(),
             ready_us,
-            kernel: self.kernel_name.clone(),
+            kernel: self.kernel_name(),
             cmdline: self.cmdline.clone(),
         }
     }
@@ -228,7 +244,11 @@ fn beside_kvm<T>(host: &Host, map: impl FnOnce() -> T) -> (Result<(VmFd, CpuId),
 
 fn new_balloon(config: &VmConfig, ram: &HostRam) -> Result<Option<Balloon>, StartError> {
     let Some(wanted) = config.balloon else { return Ok(None) };
-    let options = BalloonOptions { release: ReleaseMode::Deferred, ..BalloonOptions::default() };
+    let options = BalloonOptions {
+        release: ReleaseMode::Deferred,
+        deflate_on_oom: wanted.deflate_on_oom,
+        ..BalloonOptions::default()
+    };
     let clock = Arc::new(HostClock(config.started));
     let mut balloon = Balloon::new(ram.pages(), options, clock);
     // `validate` has compared it with the same size.
@@ -264,14 +284,6 @@ fn acpi_tables(vcpus: u8, slots: &Slots) -> Result<Tables, AcpiError> {
     let slots: Vec<_> =
         slots.places().map(|Place { base, gsi }| VirtioSlot { base, gsi }).collect();
     Tables::new(&MachineDescription { vcpus, slots: &slots })
-}
-
-fn kernel_name(kernel: &Kernel) -> String {
-    match kernel {
-        Kernel::Embedded => String::from("embedded"),
-        Kernel::Path(path) => path.display().to_string(),
-        Kernel::Image(_) => String::from("image"),
-    }
 }
 
 /// The operator's words, or the kernel's default, then the device announcements.

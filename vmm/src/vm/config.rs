@@ -1,5 +1,7 @@
 //! What a VM is made of, and the check that such a VM can exist.
 
+pub(crate) mod describe;
+
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,7 +46,11 @@ pub struct VmConfig {
     pub drives: Vec<DriveConfig>,
     /// Where the serial console goes.
     pub serial: SerialPort,
-    /// When the process began: the origin of `first_byte_us` and `ready_us`.
+    /// Where metrics are written, if anywhere: a file or FIFO in non-blocking mode.
+    pub metrics: Option<File>,
+    /// The configuration in the words that it came in; `None`: it is put into words from the other fields.
+    pub description: Option<Box<aerostat_api::VmConfig>>,
+    /// When the process began, or when it was told to start: the origin of `first_byte_us` and `ready_us`.
     pub started: Instant,
 }
 
@@ -65,6 +71,8 @@ impl VmConfig {
             entropy: Some(EntropyConfig::default()),
             drives: Vec::new(),
             serial: SerialPort::Stdio,
+            metrics: None,
+            description: None,
             started,
         }
     }
@@ -130,13 +138,15 @@ pub enum OnReset {
 pub struct BalloonConfig {
     /// Absolute target that the device starts with.
     pub target: PageCount,
+    /// The guest may take pages back by itself rather than run out of memory.
+    pub deflate_on_oom: bool,
     /// A resize operation without progress for this long is stalled.
     pub stall_after: Duration,
 }
 
 impl Default for BalloonConfig {
     fn default() -> Self {
-        Self { target: PageCount::ZERO, stall_after: Duration::from_secs(2) }
+        Self { target: PageCount::ZERO, deflate_on_oom: false, stall_after: Duration::from_secs(2) }
     }
 }
 

@@ -15,14 +15,16 @@ use std::time::{Duration, Instant};
 
 use devices::console::Console;
 use devices::virtio::QueueProgress;
+use tokio::sync::oneshot;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::balloon_worker::{BalloonCommand, BalloonWorker};
 use super::chassis::Chassis;
 use super::entropy::{self, EntropyService};
 use super::exit::ExitReason;
-use super::handle::{Reply, VmError, VmRequest, VmState};
+use super::handle::{Metric, Reply, VmError, VmRequest, VmState};
 use super::mailbox::Mailbox;
+use super::metrics_file::MetricsFile;
 use super::poll::Poller;
 use super::stdio::Stdio;
 use super::vcpu::{VcpuEvent, Vcpus};
@@ -91,6 +93,7 @@ pub(super) struct Parts {
     pub(super) balloon: Option<BalloonWorker>,
     pub(super) stdio: Stdio,
     pub(super) mailbox: Mailbox,
+    pub(super) metrics: Option<MetricsFile>,
     pub(super) vcpu_events: Receiver<VcpuEvent>,
     pub(super) vcpu_wake: Arc<EventFd>,
 }
@@ -162,9 +165,7 @@ impl EventLoop {
             }
             (end, None) => end,
         };
-        let Self { mut parts, vcpus, .. } = self;
-        drop(vcpus);
-        parts.stdio.finish();
+        self.finish();
         end
     }
 
@@ -334,6 +335,12 @@ impl EventLoop {
                 let info = self.parts.chassis.info(self.vm_state(), self.ready_us);
                 answer(reply, Ok(info));
             }
+            VmRequest::Configuration(reply) => {
+                answer(reply, Ok(self.parts.chassis.configuration()));
+            }
+            VmRequest::Configure { reply, .. } | VmRequest::Start(reply) => {
+                answer(reply, Err(VmError::AlreadyStarted));
+            }
             VmRequest::Pause(reply) => self.pause(reply),
             VmRequest::Resume(reply) => {
                 self.resume();
@@ -364,15 +371,39 @@ impl EventLoop {
             }
             VmRequest::Scenarios(reply) => answer(reply, Ok(self.agent.scenarios().to_vec())),
             VmRequest::Stop { timeout, reply } => return self.stop(timeout, reply),
-            VmRequest::Metrics(reply) => {
-                let own = metrics::collect(&self.parts.chassis, &self.agent);
-                match &self.parts.balloon {
-                    Some(balloon) => balloon.post(BalloonCommand::Metrics { own, reply }),
-                    None => answer(reply, Ok(own)),
-                }
-            }
+            VmRequest::Metrics(reply) => self.metrics(reply),
+            VmRequest::FlushMetrics(reply) => match &self.parts.metrics {
+                Some(file) => file.flush(reply),
+                None => answer(reply, Err(VmError::NoMetricsFile)),
+            },
         }
         None
+    }
+
+    fn metrics(&self, reply: Reply<Vec<Metric>>) {
+        let own = metrics::collect(&self.parts.chassis, &self.agent);
+        match &self.parts.balloon {
+            Some(balloon) => balloon.post(BalloonCommand::Metrics { own, reply }),
+            None => answer(reply, Ok(own)),
+        }
+    }
+
+    /// Ends all threads, and writes out what the guest and the counters said last.
+    fn finish(self) {
+        let last = self.parts.metrics.as_ref().and_then(|_file| {
+            let (reply, metrics) = oneshot::channel();
+            self.metrics(reply);
+            metrics.blocking_recv().ok()?.ok()
+        });
+        let Self { parts, vcpus, .. } = self;
+        drop(vcpus);
+        let Parts { mut stdio, mailbox, metrics, .. } = parts;
+        stdio.finish();
+        // Whoever still waits for an answer gets none, the metrics thread too.
+        drop(mailbox);
+        if let Some(file) = metrics {
+            file.finish(last.unwrap_or_default());
+        }
     }
 
     fn vm_state(&self) -> VmState {
@@ -503,8 +534,6 @@ fn answer_all<T: Clone>(replies: impl IntoIterator<Item = Reply<T>>, value: Resu
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::oneshot;
-
     use super::*;
 
     /// Each repetition of an action that nobody waits for used to stay for the life of the VM.

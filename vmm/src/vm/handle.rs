@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use abi::PageCount;
+use aerostat_api as api;
 use tokio::sync::{mpsc as stream, oneshot};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -19,6 +20,17 @@ pub type Reply<T> = oneshot::Sender<Result<T, VmError>>;
 pub enum VmRequest {
     /// State, sizes and the host's KVM kind.
     Info(Reply<VmInfo>),
+    /// The whole configuration, with the balloon's present target.
+    Configuration(Reply<Box<api::VmConfig>>),
+    /// Changes the configuration of a VM that has not been started.
+    Configure {
+        /// How.
+        change: Box<Change>,
+        /// Sent when it is done; a change that is refused has changed nothing.
+        reply: Reply<()>,
+    },
+    /// Builds and starts the VM that has been configured.
+    Start(Reply<()>),
     /// Stops the vCPUs; a paused VM stays paused.
     Pause(Reply<()>),
     /// Starts the vCPUs again; a running VM stays running.
@@ -63,6 +75,54 @@ pub enum VmRequest {
     },
     /// Every counter, as (name with labels in Prometheus form, value).
     Metrics(Reply<Vec<Metric>>),
+    /// Writes a line to the metrics file.
+    FlushMetrics(Reply<()>),
+}
+
+impl VmRequest {
+    /// Answers the request with `error`, whatever it is.
+    pub fn refuse(self, error: VmError) {
+        // A requester that is gone is no error.
+        match self {
+            Self::Info(reply) => reply.send(Err(error)).is_ok(),
+            Self::Configuration(reply) => reply.send(Err(error)).is_ok(),
+            Self::Configure { reply, .. }
+            | Self::Pause(reply)
+            | Self::Resume(reply)
+            | Self::Start(reply)
+            | Self::FlushMetrics(reply)
+            | Self::Exec { reply, .. } => reply.send(Err(error)).is_ok(),
+            Self::SetBalloonTarget { reply, .. } => reply.send(Err(error)).is_ok(),
+            Self::Balloon(reply) => reply.send(Err(error)).is_ok(),
+            Self::Operation { reply, .. } => reply.send(Err(error)).is_ok(),
+            Self::Scenarios(reply) => reply.send(Err(error)).is_ok(),
+            Self::Stop { reply, .. } => reply.send(Err(error)).is_ok(),
+            Self::Metrics(reply) => reply.send(Err(error)).is_ok(),
+        };
+    }
+}
+
+/// A change to the configuration of a VM that has not been started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// vCPUs and memory.
+    Machine(api::MachineConfig),
+    /// Some of vCPUs and memory.
+    UpdateMachine(api::MachineConfigUpdate),
+    /// What boots.
+    BootSource(api::BootSource),
+    /// A drive, new or in place of the one of the same name.
+    Drive(api::Drive),
+    /// The balloon.
+    Balloon(api::BalloonConfig),
+    /// The entropy device.
+    Entropy(api::Entropy),
+    /// Where and what to log.
+    Logger(api::Logger),
+    /// Where metrics are written.
+    Metrics(api::Metrics),
+    /// Where the serial console goes.
+    Serial(api::Serial),
 }
 
 /// Posts requests to the event loop; cheap to clone.
@@ -91,6 +151,8 @@ impl VmHandle {
 /// Whether the vCPUs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VmState {
+    /// There is a configuration, and no machine yet.
+    NotStarted,
     /// vCPUs run, the guest has not yet said that it is ready.
     Starting,
     /// vCPUs run.
@@ -112,11 +174,11 @@ pub struct VmInfo {
     pub vcpus: u8,
     /// Name of the backing: `anon` or `memfd`.
     pub backing: &'static str,
-    /// `software` when the host's KVM interprets ring 0, else `hardware`.
+    /// `software` when the host's KVM interprets ring 0, else `hardware`; `unknown` before the start.
     pub kvm: &'static str,
-    /// Microseconds from the start of the process's `main` to the guest's first serial byte, if there has been one.
+    /// Microseconds from the start to the guest's first serial byte, if there has been one.
     pub first_byte_us: Option<u64>,
-    /// Microseconds from the start of the process's `main` to the guest's `ready`, if it came.
+    /// Microseconds from the start to the guest's `ready`, if it came.
     pub ready_us: Option<u64>,
     /// Kernel path, or `embedded`.
     pub kernel: String,
@@ -218,12 +280,37 @@ pub struct Metric {
     pub value: f64,
 }
 
+impl Metric {
+    /// Name and labels, as Prometheus writes them.
+    pub fn full_name(&self) -> String {
+        match self.labels.as_str() {
+            "" => self.name.to_owned(),
+            labels => format!("{}{{{labels}}}", self.name),
+        }
+    }
+}
+
 /// Why a request was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VmError {
     /// The VM has ended.
     #[error("The VM has ended")]
     Gone,
+    /// It needs a VM that has been started.
+    #[error("The requested operation is not supported before starting the microVM.")]
+    NotStarted,
+    /// It needs a VM that has not been started.
+    #[error("The requested operation is not supported after starting the microVM.")]
+    AlreadyStarted,
+    /// The VM cannot be configured so; nothing has changed.
+    #[error("{0}")]
+    Configuration(String),
+    /// The VM that has been configured cannot be started; it can still be configured.
+    #[error("The VM cannot be started: {0}")]
+    CannotStart(String),
+    /// Metrics were to be written and nobody has said where.
+    #[error("No metrics file is configured; PUT /metrics before the start, or read GET /metrics")]
+    NoMetricsFile,
     /// The target is above guest RAM.
     #[error("Balloon target {target_bytes} B is above guest RAM; allowed: 0 to {ram_bytes} B")]
     TargetAboveRam {

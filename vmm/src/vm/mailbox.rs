@@ -23,6 +23,14 @@ pub struct Mailbox {
     signals: Signals,
 }
 
+/// What a mailbox holds.
+pub enum Letter {
+    /// A request, to be answered.
+    Request(VmRequest),
+    /// A signal that ends the VM, by its number.
+    Signal(u32),
+}
+
 impl Mailbox {
     /// An empty mailbox.
     ///
@@ -43,6 +51,26 @@ impl Mailbox {
         self.handle.clone()
     }
 
+    /// Waits for a request or a signal and takes it.
+    ///
+    /// # Errors
+    /// What the system says when it gives no epoll instance.
+    pub fn receive(&mut self) -> io::Result<Letter> {
+        loop {
+            if let Some(signal) = self.take_signal() {
+                return Ok(Letter::Signal(signal));
+            }
+            if let Some(request) = self.take_request() {
+                return Ok(Letter::Request(request));
+            }
+            // Letters are rare: a poller for each costs nobody anything.
+            let mut poller = Poller::new()?;
+            self.register(&mut poller, (), ())?;
+            poller.wait(None)?;
+            self.acknowledge();
+        }
+    }
+
     /// Watches for requests and signals.
     pub(crate) fn register<T: Copy + PartialEq>(
         &self,
@@ -57,6 +85,12 @@ impl Mailbox {
     /// Takes the wake-up back; call it before the requests are taken.
     pub(crate) fn acknowledge(&self) {
         self.wake.read().ok();
+    }
+
+    /// Announces requests that may have been left, to whoever owns the mailbox next.
+    pub(crate) fn rearm(&self) {
+        // Fails only when the counter is full: the wake-up is pending already.
+        self.wake.write(1).ok();
     }
 
     /// The next request, if one has come.

@@ -8,12 +8,13 @@ mod board;
 mod chassis;
 pub mod config;
 mod entropy;
-mod event_loop;
+pub(crate) mod event_loop;
 pub mod exit;
 pub mod handle;
 mod mailbox;
 mod metrics;
-pub(crate) mod poll;
+mod metrics_file;
+mod poll;
 mod signals;
 mod slots;
 mod stdio;
@@ -33,7 +34,8 @@ use config::{ConfigError, OnReset, VmConfig};
 use event_loop::{EventLoop, Parts};
 use exit::ExitReason;
 use handle::VmHandle;
-pub use mailbox::Mailbox;
+pub use mailbox::{Letter, Mailbox};
+use metrics_file::MetricsFile;
 use stdio::Stdio;
 use vcpu::{VcpuEvent, VcpuEvents};
 
@@ -59,7 +61,8 @@ impl Vm {
     pub fn build(config: VmConfig) -> Result<Self, StartError> {
         limit_malloc_arenas();
         // Until the mailbox is there a signal ends the process.
-        let (machinery, mailbox) = Machinery::build(config, Mailbox::new)?;
+        let (machinery, mailbox) =
+            Machinery::build(config, || Mailbox::new().map(|mailbox| (mailbox.handle(), mailbox)))?;
         Ok(Self { parts: machinery.with(mailbox) })
     }
 
@@ -68,7 +71,7 @@ impl Vm {
     /// # Errors
     /// [`NotStarted`]: why not, and the mailbox, whose owner may try again; nothing else is left behind.
     pub fn start(config: VmConfig, mailbox: Mailbox) -> Result<StartedVm, Box<NotStarted>> {
-        match Machinery::build(config, || Ok(())) {
+        match Machinery::build(config, || Ok((mailbox.handle(), ()))) {
             Ok((machinery, ())) => EventLoop::start(machinery.with(mailbox)).map(StartedVm),
             Err(error) => Err(Box::new(NotStarted { error, mailbox })),
         }
@@ -116,15 +119,17 @@ struct Machinery {
     chassis: Chassis,
     balloon: Option<BalloonWorker>,
     stdio: Stdio,
+    metrics: Option<MetricsFile>,
     vcpu_events: mpsc::Receiver<VcpuEvent>,
     vcpu_wake: Arc<EventFd>,
 }
 
 impl Machinery {
-    /// Builds it; `before_threads` comes before the first thread that lasts.
+    /// Builds it; `before_threads` comes before the first thread that lasts, and gives a handle to the
+    /// mailbox that will be the VM's.
     fn build<T>(
         config: VmConfig,
-        before_threads: impl FnOnce() -> io::Result<T>,
+        before_threads: impl FnOnce() -> io::Result<(VmHandle, T)>,
     ) -> Result<(Self, T), StartError> {
         let eventfd = || {
             EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
@@ -135,20 +140,26 @@ impl Machinery {
         let (vcpu_sender, vcpu_events) = mpsc::channel();
         let events = VcpuEvents::new(vcpu_sender, vcpu_wake.clone());
         let chassis = Chassis::build(&config, events, drained.clone())?;
-        let before = before_threads()
+        let (handle, before) = before_threads()
             .map_err(|source| StartError::host("Opening the VM's mailbox", source))?;
         let balloon = chassis
             .start_balloon(config.balloon.unwrap_or_default().stall_after)
             .map_err(|source| StartError::host("Starting the balloon worker", source))?;
+        let start_metrics = |file| MetricsFile::start(file, handle, metrics_file::PERIOD);
+        let metrics = config
+            .metrics
+            .map(start_metrics)
+            .transpose()
+            .map_err(|source| StartError::host("Starting the metrics thread", source))?;
         // Last: the terminal becomes raw.
         let stdio = Stdio::open(config.serial, chassis.com1.clone(), drained)
             .map_err(|source| StartError::host("Connecting the serial console", source))?;
-        Ok((Self { chassis, balloon, stdio, vcpu_events, vcpu_wake }, before))
+        Ok((Self { chassis, balloon, stdio, metrics, vcpu_events, vcpu_wake }, before))
     }
 
     fn with(self, mailbox: Mailbox) -> Parts {
-        let Self { chassis, balloon, stdio, vcpu_events, vcpu_wake } = self;
-        Parts { chassis, balloon, stdio, mailbox, vcpu_events, vcpu_wake }
+        let Self { chassis, balloon, stdio, metrics, vcpu_events, vcpu_wake } = self;
+        Parts { chassis, balloon, stdio, mailbox, metrics, vcpu_events, vcpu_wake }
     }
 }
 

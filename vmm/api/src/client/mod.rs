@@ -3,6 +3,7 @@
 //! One connection a request: requests are rare, and a server may close an idle
 //! connection whenever it likes. Nothing here spawns a thread.
 
+mod configure;
 mod http;
 
 use std::io::BufRead as _;
@@ -16,11 +17,12 @@ use serde::de::DeserializeOwned;
 pub use http::Response;
 
 use crate::balloon::{BalloonConfig, BalloonStatus, BalloonUpdate, Operation, OperationRequest};
+use crate::config::{MachineConfig, VmConfig};
 use crate::fault::Fault;
 use crate::guest::{ExecEvent, ExecRequest, Scenarios};
 use crate::machine::{
-    Action, ActionType, Instance, MachineConfig, RunState, StopOutcome, StopRequest, Version,
-    VmConfig, VmStatus, VmUpdate,
+    Action, ActionType, Instance, RunState, StopOutcome, StopRequest, Version, VmState, VmStatus,
+    VmUpdate,
 };
 
 /// Longest line of a scenario's output that the client takes, in bytes.
@@ -88,6 +90,14 @@ impl Client {
     /// [`ClientError`].
     pub fn machine_config(&self) -> Result<MachineConfig, ClientError> {
         self.get("/machine-config")
+    }
+
+    /// Run state alone.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn vm_state(&self) -> Result<VmState, ClientError> {
+        self.get("/vm")
     }
 
     /// Stops or starts the vCPUs.
