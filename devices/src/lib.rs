@@ -6,11 +6,13 @@
 #![deny(clippy::indexing_slicing)]
 
 pub mod balloon;
+pub mod block;
 pub mod clock;
 pub mod console;
 mod counters;
 pub mod entropy;
 pub mod interrupt;
+mod life;
 pub mod ram;
 pub mod rate_limiter;
 pub mod ring;

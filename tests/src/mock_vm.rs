@@ -252,6 +252,9 @@ impl State {
                 self.note(format!("stop {timeout:?}"));
                 answer(reply, Ok(true));
             }
+            VmRequest::UpdateDrive { id, reply, .. } => {
+                answer(reply, Err(VmError::NoSuchDrive { id, known: String::new() }));
+            }
             VmRequest::Metrics(reply) => answer(reply, Ok(self.metrics())),
         }
     }

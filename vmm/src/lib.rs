@@ -5,6 +5,7 @@ mod agent;
 pub mod boot;
 pub mod cli;
 pub mod control;
+pub mod drive;
 pub mod exit_code;
 pub mod guest_image;
 pub mod kvm;

@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod balloon;
+pub mod block;
 pub mod console;
 pub mod mmio;
 pub mod page;

@@ -1,5 +1,7 @@
 //! Facts common to all virtio devices. Source: virtio 1.2 §2 and §5.
 
+/// Device id of the block device (§5.2).
+pub const VIRTIO_ID_BLOCK: u32 = 2;
 /// Device id of the console (§5.3).
 pub const VIRTIO_ID_CONSOLE: u32 = 3;
 /// Device id of the entropy source (§5.4).

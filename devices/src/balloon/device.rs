@@ -13,8 +13,9 @@ use super::deflate::DeflateWindow;
 use super::inflate::{Gathered, InflateWindow};
 use super::page_set::{PageSet, RamIndex};
 use super::queues::{self, BalloonQueue, BalloonQueues, DEFLATE, INFLATE};
-use super::release::{ReleaseDone, ReleaseGate, ReleaseJob};
+use super::release::{ReleaseDone, ReleaseJob};
 use crate::clock::Clock;
+use crate::life::LifeGate;
 use crate::ram::{GuestRam, ReleaseUnit};
 use crate::ring::Virtqueue;
 use crate::virtio::{
@@ -71,7 +72,7 @@ pub struct Balloon {
     clock: Arc<dyn Clock>,
     config: BalloonConfig,
     counters: BalloonCounters,
-    gate: Arc<ReleaseGate>,
+    gate: Arc<LifeGate>,
     active: Option<Active>,
 }
 
@@ -266,7 +267,7 @@ impl Active {
     /// Gathers a window; leaves a job behind if there is something to release.
     fn gather(
         &mut self,
-        gate: &Arc<ReleaseGate>,
+        gate: &Arc<LifeGate>,
         clock: &Arc<dyn Clock>,
         counters: &mut BalloonCounters,
     ) -> Result<Gathered, GuestFault> {

@@ -6,10 +6,10 @@
 //! and the device publishes the used elements when it gets [`ReleaseDone`] back.
 //!
 //! A reset in between must not let a late discard destroy a page that the guest
-//! uses again: the job runs inside [`ReleaseGate`], and a reset first closes
+//! uses again: the job runs inside [`LifeGate`], and a reset first closes
 //! that. Lock order: device, then gate; a job takes only the gate.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use abi::PfnRange;
@@ -17,33 +17,11 @@ use abi::PfnRange;
 use super::histogram::Histogram;
 use super::page_set::{PageSet, RamIndex};
 use crate::clock::Clock;
+use crate::life::LifeGate;
 use crate::ram::{DiscardError, GuestRam};
 
 /// Runs handed to [`GuestRam::discard`] at a time: what one `process_madvise` takes.
 const RUNS_PER_DISCARD: usize = 1024;
-
-/// Lets releases run only in the life of the device, from activation to reset, that they belong to.
-#[derive(Debug, Default)]
-pub(super) struct ReleaseGate {
-    life: Mutex<u64>,
-}
-
-impl ReleaseGate {
-    /// The present life of the device.
-    pub(super) fn life(&self) -> u64 {
-        *self.lock()
-    }
-
-    /// Ends the present life; waits for a release that is running.
-    pub(super) fn end_life(&self) {
-        *self.lock() += 1;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, u64> {
-        // A panic of a holder leaves a plain number behind.
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// A window of inflated pages to be released.
 ///
@@ -55,7 +33,7 @@ pub struct ReleaseJob {
     pub(super) ram: Arc<dyn GuestRam>,
     pub(super) index: Arc<RamIndex>,
     pub(super) pages: PageSet,
-    pub(super) gate: Arc<ReleaseGate>,
+    pub(super) gate: Arc<LifeGate>,
     pub(super) life: u64,
     pub(super) clock: Arc<dyn Clock>,
 }
@@ -88,8 +66,7 @@ impl ReleaseJob {
     pub fn run(self) -> ReleaseDone {
         let Self { ram, index, pages, gate, life, clock } = self;
         let mut outcome = ReleaseOutcome::default();
-        let current = gate.lock();
-        if *current == life {
+        gate.run(life, || {
             let started = clock.now();
             let mut runs = Vec::new();
             pages.for_each_run(&index, |run| {
@@ -102,8 +79,7 @@ impl ReleaseJob {
             });
             outcome.discard(&*ram, &runs);
             outcome.time = clock.now().saturating_sub(started);
-        }
-        drop(current);
+        });
         ReleaseDone { pages, life, outcome }
     }
 }

@@ -116,10 +116,11 @@ impl Buffers {
         out: &mut [u8],
     ) -> Result<usize, ChainFault> {
         let mut done = 0;
-        for piece in pieces(&self.readable, offset, out.len()) {
-            let Some(to) = out.get_mut(done..done + piece.len) else { break };
-            mem.read_slice(to, piece.addr).map_err(|_| piece.fault())?;
-            done += piece.len;
+        for part in self.readable_part(offset, u32::try_from(out.len()).unwrap_or(u32::MAX)) {
+            let len = host_len(part);
+            let Some(to) = out.get_mut(done..done + len) else { break };
+            mem.read_slice(to, part.addr()).map_err(|_| gone(part))?;
+            done += len;
         }
         Ok(done)
     }
@@ -135,12 +136,24 @@ impl Buffers {
         data: &[u8],
     ) -> Result<usize, ChainFault> {
         let mut done = 0;
-        for piece in pieces(&self.writable, offset, data.len()) {
-            let Some(from) = data.get(done..done + piece.len) else { break };
-            mem.write_slice(from, piece.addr).map_err(|_| piece.fault())?;
-            done += piece.len;
+        for part in self.writable_part(offset, u32::try_from(data.len()).unwrap_or(u32::MAX)) {
+            let len = host_len(part);
+            let Some(from) = data.get(done..done + len) else { break };
+            mem.write_slice(from, part.addr()).map_err(|_| gone(part))?;
+            done += len;
         }
         Ok(done)
+    }
+
+    /// The readable buffers, or parts of them, that hold at most `len` bytes from `offset` on
+    /// (counted over all readable buffers).
+    pub fn readable_part(&self, offset: u32, len: u32) -> impl Iterator<Item = CheckedDesc> {
+        parts(&self.readable, offset, len)
+    }
+
+    /// The same of the writable buffers.
+    pub fn writable_part(&self, offset: u32, len: u32) -> impl Iterator<Item = CheckedDesc> {
+        parts(&self.writable, offset, len)
     }
 
     fn push(&mut self, desc: CheckedDesc, writable: bool) -> Result<(), ChainFault> {
@@ -162,36 +175,30 @@ impl Buffers {
     }
 }
 
-/// A contiguous part of one buffer.
-struct Piece {
-    addr: GuestAddress,
-    len: usize,
-}
-
-impl Piece {
-    fn fault(&self) -> ChainFault {
-        let len = u32::try_from(self.len).unwrap_or(u32::MAX);
-        ChainFault::BufferOutsideRam { addr: self.addr.0, len }
-    }
+/// RAM has changed since the walk.
+fn gone(part: CheckedDesc) -> ChainFault {
+    ChainFault::BufferOutsideRam { addr: part.addr().0, len: part.len() }
 }
 
 /// The parts of `descs` that cover at most `want` bytes from `offset` on.
-fn pieces(descs: &[CheckedDesc], offset: u32, want: usize) -> impl Iterator<Item = Piece> {
-    let mut skip = u64::from(offset);
+fn parts(
+    descs: &[CheckedDesc],
+    offset: u32,
+    want: u32,
+) -> impl Iterator<Item = CheckedDesc> + use<'_> {
+    let mut skip = offset;
     let mut left = want;
     descs.iter().filter_map(move |desc| {
-        let len = u64::from(desc.len());
-        if skip >= len {
-            skip -= len;
-            return None;
-        }
-        // `addr + skip` is inside a checked buffer, so it cannot overflow.
-        let addr = GuestAddress(desc.addr().0 + skip);
-        let here = usize::try_from(len - skip).unwrap_or(usize::MAX).min(left);
-        skip = 0;
-        left -= here;
-        (here > 0).then_some(Piece { addr, len: here })
+        let part = desc.part(skip, left);
+        skip = skip.saturating_sub(desc.len());
+        left -= part.map_or(0, CheckedDesc::len);
+        part
     })
+}
+
+/// Bytes of a checked buffer as the host's memory counts them.
+fn host_len(part: CheckedDesc) -> usize {
+    usize::try_from(part.len()).unwrap_or(usize::MAX)
 }
 
 /// Where a walk begins: facts of the queue that have been validated.

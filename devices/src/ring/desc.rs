@@ -105,6 +105,14 @@ impl CheckedDesc {
         self.addr
     }
 
+    /// The part of at most `len` bytes from `offset` on; `None` if it would be empty.
+    pub fn part(self, offset: u32, len: u32) -> Option<Self> {
+        let len = self.len.checked_sub(offset)?.min(len);
+        // Inside a buffer that was checked, so it cannot overflow.
+        let addr = GuestAddress(self.addr.0 + u64::from(offset));
+        (len > 0).then_some(Self { addr, len })
+    }
+
     /// Bytes; never 0.
     #[expect(clippy::len_without_is_empty, reason = "a checked buffer is never empty")]
     pub const fn len(self) -> u32 {

@@ -3,6 +3,7 @@
 //! Panics on misuse by a test; never part of a VMM.
 
 mod balloon;
+mod block;
 mod driver;
 mod toy;
 
@@ -13,6 +14,7 @@ use abi::{PageCount, PfnRange};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 pub use balloon::{BalloonMachine, FIRST_FREE_PFN};
+pub use block::{BlockAnswer, BlockMachine, DiskFault, MemoryDisk};
 pub use driver::{DriverQueue, DriverRegisters, UsedElement};
 pub use toy::ToyDevice;
 

@@ -8,7 +8,7 @@ use aerostat_api::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use guest_ram::BackingKind;
 
-use super::value::{self, BalloonOptions, OnResetArgument};
+use super::value::{self, BalloonOptions, DriveArgument, OnResetArgument};
 
 /// A KVM micro-VMM whose subject is guest memory.
 ///
@@ -71,6 +71,9 @@ pub(super) struct RunOptions {
     /// Kernel command line, before the device announcements
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     pub(super) cmdline: Option<String>,
+    /// Disk of the guest: a raw image or a block device, `,ro` for read-only. Repeat it for more: /dev/vda, /dev/vdb, …
+    #[arg(long = "drive", value_name = "PATH[,ro]", value_parser = value::drive)]
+    pub(super) drives: Vec<DriveArgument>,
     /// Balloon options: target=SIZE. There always is a balloon; its target is 0 unless set
     #[arg(long, value_name = "OPTIONS", value_parser = value::balloon_options)]
     pub(super) balloon: Option<BalloonOptions>,

@@ -8,13 +8,15 @@ use abi::PfnRange;
 use super::args::RunOptions;
 use super::failure::Failure;
 use super::output;
+use super::value::DriveArgument;
 use crate::boot::{BootError, BootInfo, Form, InitrdFile, KernelImage};
 use crate::control::{ControlServer, ControlSocket, default_socket};
 use crate::exit_code;
 use crate::kvm::Host;
 use crate::logger;
 use crate::serve::{Configuration, read_config_file};
-use crate::vm::config::{BalloonConfig, Kernel, VmConfig};
+use crate::vm::config::{BalloonConfig, DriveConfig, Kernel, VmConfig};
+use crate::vm::drives::OpenDrive;
 use crate::vm::exit::ExitReason;
 use crate::vm::handle::{VmError, VmHandle};
 use crate::vm::{StartError, Vm};
@@ -95,9 +97,15 @@ fn configure(options: RunOptions, id: String, started: Instant) -> VmConfig {
         backing: options.memory.backing,
         prefault: options.prefault,
         on_reset: options.on_reset.into(),
+        drives: options.drives.into_iter().enumerate().map(drive).collect(),
         balloon: Some(BalloonConfig { target: balloon.target, ..BalloonConfig::default() }),
         ..VmConfig::new(started)
     }
+}
+
+fn drive((number, argument): (usize, DriveArgument)) -> DriveConfig {
+    let DriveArgument { path, is_read_only } = argument;
+    DriveConfig { id: format!("drive{number}"), path, is_read_only, is_root_device: false }
 }
 
 /// Says what would run here, without memory, socket or VM.
@@ -105,12 +113,13 @@ fn check(config: &VmConfig, socket: &Path) -> Result<u8, Failure> {
     let host = Host::open(config.vcpus).map_err(StartError::from)?;
     let ram = guest_ram::ram_ranges(config.memory_bytes).map_err(StartError::from)?;
     let form = check_kernel(config, &ram).map_err(StartError::from)?;
+    let drives = check_drives(config)?;
     let kernel = match &config.kernel {
         Kernel::Embedded => "embedded".to_owned(),
         Kernel::Path(path) => format!("{} ({form})", path.display()),
         Kernel::Image(_) => format!("an image in memory ({form})"),
     };
-    output::fields(&[
+    let mut fields = vec![
         ("kvm", host.kind().name().to_owned()),
         ("memory", format!("{}, {}", output::size(config.memory_bytes), config.backing)),
         ("vcpus", config.vcpus.to_string()),
@@ -122,7 +131,9 @@ fn check(config: &VmConfig, socket: &Path) -> Result<u8, Failure> {
                 .map_or("none".to_owned(), |balloon| output::size(balloon.target.bytes())),
         ),
         ("socket", socket.display().to_string()),
-    ])?;
+    ];
+    fields.extend(drives.iter().map(|drive| ("drive", drive.clone())));
+    output::fields(&fields)?;
     Ok(exit_code::SUCCESS)
 }
 
@@ -132,6 +143,12 @@ fn check_kernel(config: &VmConfig, ram: &[PfnRange]) -> Result<Form, BootError> 
     let mut initrd = config.initrd.as_deref().map(InitrdFile::open).transpose()?;
     let cmdline = config.cmdline.as_deref().unwrap_or_default();
     kernel.check(ram, &BootInfo { cmdline, initrd: initrd.as_mut(), rsdp: None })
+}
+
+/// Opens every drive as a start would, and lets go of it again.
+fn check_drives(config: &VmConfig) -> Result<Vec<String>, Failure> {
+    let drives = OpenDrive::open_all(&config.drives_in_order()).map_err(StartError::from)?;
+    Ok(drives.iter().map(OpenDrive::describe).collect())
 }
 
 /// The exit code of `end`. A clean end needs no words; another is said on standard error.

@@ -1,5 +1,6 @@
 //! Values on the command line: parsed once, refused with the allowed range.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use abi::PageCount;
@@ -56,6 +57,25 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         _ => None,
     };
     millis.map(Duration::from_millis).ok_or_else(refuse)
+}
+
+/// A drive as the command line names it; its place there gives it its id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct DriveArgument {
+    pub(super) path: PathBuf,
+    pub(super) is_read_only: bool,
+}
+
+/// `PATH`, or `PATH,ro`.
+pub(super) fn drive(text: &str) -> Result<DriveArgument, String> {
+    let (path, is_read_only) = match text.strip_suffix(",ro") {
+        Some(path) => (path, true),
+        None => (text, false),
+    };
+    if path.is_empty() {
+        return Err(format!("{text:?} names no file; write PATH or PATH,ro"));
+    }
+    Ok(DriveArgument { path: path.into(), is_read_only })
 }
 
 /// Options of `--balloon`.
@@ -140,6 +160,19 @@ mod tests {
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         for text in ["", "5", "s", "-1s", "1.5s", "5h", "18446744073709551615m"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn drives_are_paths_and_read_only_if_they_say_so() {
+        let drive =
+            |path: &str, is_read_only| Ok(DriveArgument { path: path.into(), is_read_only });
+        assert_eq!(super::drive("a.img"), drive("a.img", false));
+        assert_eq!(super::drive("a.img,ro"), drive("a.img", true));
+        assert_eq!(super::drive("a,b,ro"), drive("a,b", true));
+        assert_eq!(super::drive("/a,rw"), drive("/a,rw", false));
+        for text in ["", ",ro"] {
+            assert!(super::drive(text).unwrap_err().contains("PATH,ro"), "{text}");
         }
     }
 

@@ -54,13 +54,14 @@ impl From<VmError> for Refusal {
             | VmError::Configuration(_)
             | VmError::CannotStart(_)
             | VmError::NoMetricsFile
+            | VmError::Drive(_)
             | VmError::NoBalloon => StatusCode::BAD_REQUEST,
             VmError::NotStarted
             | VmError::AlreadyStarted
             | VmError::NoAgent
             | VmError::Busy { .. }
             | VmError::Paused => StatusCode::CONFLICT,
-            VmError::NoSuchScenario { .. } => StatusCode::NOT_FOUND,
+            VmError::NoSuchScenario { .. } | VmError::NoSuchDrive { .. } => StatusCode::NOT_FOUND,
             VmError::Gone => StatusCode::SERVICE_UNAVAILABLE,
             VmError::Host(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

@@ -145,6 +145,7 @@ impl Configuring {
             | VmRequest::Balloon(_)
             | VmRequest::Operation { .. }
             | VmRequest::Exec { .. }
+            | VmRequest::UpdateDrive { .. }
             | VmRequest::Scenarios(_)
             | VmRequest::Stop { timeout: None, .. }
             | VmRequest::FlushMetrics(_)) => other.refuse(VmError::NotStarted),

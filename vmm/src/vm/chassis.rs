@@ -22,6 +22,7 @@ use super::balloon_worker::{BalloonWorker, HostClock};
 use super::board::Board;
 use super::config::describe::mib;
 use super::config::{Kernel, OnReset, VmConfig};
+use super::drives::{Drives, InsertedDrive, OpenDrive};
 use super::entropy::{EntropyService, new_entropy};
 use super::handle::{VmInfo, VmState};
 use super::slots::Slots;
@@ -65,6 +66,8 @@ pub(super) struct Chassis {
     pub(super) balloon: Option<Arc<Window<Balloon>>>,
     pub(super) console: Arc<Window<Console>>,
     pub(super) entropy: Option<Arc<Window<Entropy>>>,
+    /// Those that have no thread yet.
+    drives: Vec<InsertedDrive>,
     pub(super) board: Arc<Board>,
     pub(super) exit_counters: Vec<Arc<ExitCounters>>,
     events: VcpuEvents,
@@ -82,6 +85,7 @@ impl Chassis {
         let mut kernel = KernelImage::open(&config.kernel)?;
         let initrd = config.initrd.as_deref().map(InitrdFile::open).transpose();
         let mut initrd = initrd.map_err(BootError::from)?;
+        let drives = OpenDrive::open_all(&config.drives_in_order())?;
         let host = Host::open(config.vcpus)?;
         let prefault = if config.prefault { Prefault::All } else { Prefault::OnDemand };
         let (created, ram) =
@@ -98,6 +102,8 @@ impl Chassis {
         let console = slots.insert(Console::new(AGENT_PORT_NAME)).map_err(eventfds)?;
         let entropy = config.entropy.map(|options| new_entropy(options, config.started));
         let entropy = entropy.map(|entropy| slots.insert(entropy)).transpose().map_err(eventfds)?;
+        let drives = drives.into_iter().map(|drive| drive.insert_into(&mut slots));
+        let drives = drives.collect::<Result<_, _>>().map_err(eventfds)?;
         let sci = Arc::new(KvmLevelLine::new(SCI_GSI));
         let pm1 = Pm1::new(sci.clone());
         let board = Arc::new(Board::new(com1.clone(), pm1, slots.windows().to_vec()));
@@ -130,6 +136,7 @@ impl Chassis {
             balloon,
             console,
             entropy,
+            drives,
             board,
             exit_counters,
             events,
@@ -165,9 +172,14 @@ impl Chassis {
         Some(EntropyService::new(window, self.started))
     }
 
+    /// Starts a thread for each drive.
+    pub(super) fn start_drives(&mut self) -> io::Result<Drives> {
+        Drives::start(std::mem::take(&mut self.drives), &self.events)
+    }
+
     /// Builds the machine anew over the same RAM, which is emptied, and loads the kernel again.
     ///
-    /// Called with the vCPUs stopped and the balloon reset.
+    /// Called with the vCPUs stopped, and the balloon and the drives reset.
     pub(super) fn reboot(&mut self) -> Result<(), StartError> {
         self.console.reset();
         if let Some(entropy) = &self.entropy {
@@ -286,7 +298,7 @@ fn acpi_tables(vcpus: u8, slots: &Slots) -> Result<Tables, AcpiError> {
     Tables::new(&MachineDescription { vcpus, slots: &slots })
 }
 
-/// The operator's words, or the kernel's default, then the device announcements.
+/// The operator's words, or the kernel's default, where the root is, then the device announcements.
 fn command_line(config: &VmConfig, slots: &Slots) -> String {
     let default = match config.kernel {
         Kernel::Embedded | Kernel::Image(_) => "",
@@ -295,5 +307,6 @@ fn command_line(config: &VmConfig, slots: &Slots) -> String {
     let announcements: Vec<_> =
         slots.places().map(|place| cmdline::announce(place.base, place.gsi)).collect();
     let words = std::iter::once(config.cmdline.as_deref().unwrap_or(default));
+    let words = words.chain(config.root_words());
     cmdline::join(words.chain(announcements.iter().map(String::as_str)))
 }

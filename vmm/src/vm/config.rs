@@ -2,6 +2,7 @@
 
 pub(crate) mod describe;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +17,9 @@ pub const MIN_RAM_BYTES: u64 = 2 << 20;
 
 /// Most drives: balloon, console and entropy device have the other slots.
 pub const MAX_DRIVES: usize = abi::platform::VIRTIO_MMIO_SLOTS as usize - 3;
+
+/// Longest id of a drive, in bytes.
+pub const MAX_DRIVE_ID_BYTES: usize = 64;
 
 /// A VM as its operator describes it.
 #[derive(Debug)]
@@ -103,7 +107,41 @@ impl VmConfig {
         if self.drives.len() > MAX_DRIVES {
             return Err(ConfigError::Drives { drives: self.drives.len() });
         }
+        self.validate_drives()
+    }
+
+    fn validate_drives(&self) -> Result<(), ConfigError> {
+        let mut seen = BTreeSet::new();
+        for DriveConfig { id, .. } in &self.drives {
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+            if id.is_empty() || id.len() > MAX_DRIVE_ID_BYTES || !id.bytes().all(is_plain) {
+                return Err(ConfigError::DriveId { id: id.clone() });
+            }
+            if !seen.insert(id.as_str()) {
+                return Err(ConfigError::SameDriveId { id: id.clone() });
+            }
+        }
+        let mut roots = self.drives.iter().filter(|drive| drive.is_root_device);
+        if let (Some(first), Some(second)) = (roots.next(), roots.next()) {
+            let (first, second) = (first.id.clone(), second.id.clone());
+            return Err(ConfigError::TwoRootDevices { first, second });
+        }
         Ok(())
+    }
+
+    /// The drives in the order in which the guest finds them, `/dev/vda` first: as they were named,
+    /// but the root device before all others, as in Firecracker.
+    pub fn drives_in_order(&self) -> Vec<DriveConfig> {
+        let mut drives = self.drives.clone();
+        // Stable, and false sorts before true.
+        drives.sort_by_key(|drive| !drive.is_root_device);
+        drives
+    }
+
+    /// What the kernel is told about its root file system, if a drive has it.
+    pub fn root_words(&self) -> Option<&'static str> {
+        let root = self.drives.iter().find(|drive| drive.is_root_device)?;
+        Some(if root.is_read_only { "root=/dev/vda ro" } else { "root=/dev/vda rw" })
     }
 
     /// Guest RAM in pages.
@@ -234,6 +272,28 @@ pub enum ConfigError {
         /// What was asked.
         drives: usize,
     },
+    /// A drive's id that could not stand in a path of the API or in a metric.
+    #[error(
+        "{id:?} cannot be a drive's id; allowed: 1 to {MAX_DRIVE_ID_BYTES} letters, digits, '_' and '-'"
+    )]
+    DriveId {
+        /// What was asked.
+        id: String,
+    },
+    /// Two drives of one id.
+    #[error("Two drives have the id {id:?}")]
+    SameDriveId {
+        /// The id.
+        id: String,
+    },
+    /// Two drives that shall have the root file system.
+    #[error("Drives {first:?} and {second:?} are both root devices; there can be one")]
+    TwoRootDevices {
+        /// The first.
+        first: String,
+        /// The second.
+        second: String,
+    },
     /// An initial target above RAM.
     #[error("Balloon target of {} B is above guest RAM; allowed: 0 to {ram_bytes} B", .target.bytes())]
     BalloonTarget {
@@ -285,6 +345,48 @@ mod tests {
             VmConfig { memory_bytes: bytes, ..config() }.validate(),
             Err(ConfigError::MemoryAlignment { bytes })
         );
+    }
+
+    fn drive(id: &str, is_read_only: bool, is_root_device: bool) -> DriveConfig {
+        DriveConfig { id: id.into(), path: "/x".into(), is_read_only, is_root_device }
+    }
+
+    #[test]
+    fn drives_need_plain_and_different_ids_and_one_root_at_most() {
+        let with = |drives: Vec<DriveConfig>| VmConfig { drives, ..config() }.validate();
+        for id in ["", "a b", "a/b", "ä", "x\"y", &"x".repeat(65)] {
+            assert_eq!(
+                with(vec![drive(id, false, false)]),
+                Err(ConfigError::DriveId { id: id.into() })
+            );
+        }
+        let long = "x".repeat(64);
+        assert_eq!(with(vec![drive(&long, true, true), drive("a-1_B", false, false)]), Ok(()));
+        assert_eq!(
+            with(vec![drive("a", false, false), drive("a", true, false)]),
+            Err(ConfigError::SameDriveId { id: "a".into() })
+        );
+        assert_eq!(
+            with(vec![drive("a", false, true), drive("b", true, true)]),
+            Err(ConfigError::TwoRootDevices { first: "a".into(), second: "b".into() })
+        );
+        let most = (0..=MAX_DRIVES).map(|n| drive(&format!("d{n}"), true, false)).collect();
+        assert_eq!(with(most), Err(ConfigError::Drives { drives: MAX_DRIVES + 1 }));
+    }
+
+    #[test]
+    fn the_root_device_is_vda_and_the_kernel_is_told() {
+        let drives =
+            vec![drive("a", false, false), drive("b", false, false), drive("c", true, true)];
+        let mut config = VmConfig { drives, ..config() };
+        let order = |config: &VmConfig| {
+            config.drives_in_order().iter().map(|drive| drive.id.clone()).collect::<String>()
+        };
+        assert_eq!((order(&config), config.root_words()), ("cab".into(), Some("root=/dev/vda ro")));
+        config.drives[2].is_read_only = false;
+        assert_eq!(config.root_words(), Some("root=/dev/vda rw"));
+        config.drives[2].is_root_device = false;
+        assert_eq!((order(&config), config.root_words()), ("abc".into(), None));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::balloon_worker::{BalloonCommand, BalloonWorker};
 use super::chassis::Chassis;
+use super::drives::Drives;
 use super::entropy::{self, EntropyService};
 use super::exit::ExitReason;
 use super::handle::{Metric, Reply, VmError, VmRequest, VmState};
@@ -66,6 +67,8 @@ enum RunState {
     Running,
     /// Not all have left the guest yet.
     Pausing,
+    /// They have; drives carry out what the guest has made available.
+    Settling,
     Paused,
 }
 
@@ -91,6 +94,7 @@ struct Stopping {
 pub(super) struct Parts {
     pub(super) chassis: Chassis,
     pub(super) balloon: Option<BalloonWorker>,
+    pub(super) drives: Drives,
     pub(super) stdio: Stdio,
     pub(super) mailbox: Mailbox,
     pub(super) metrics: Option<MetricsFile>,
@@ -154,7 +158,9 @@ impl EventLoop {
                 Err(error) => break ExitReason::HostError(format!("Event loop: {error}")),
             }
         };
-        let end = match (end, self.stopping.take()) {
+        let stopping = self.stopping.take();
+        let end = self.finish(end);
+        match (end, stopping) {
             (ExitReason::PowerOff, Some(stopping)) => {
                 answer_all(stopping.replies, Ok(true));
                 ExitReason::Stopped { by_guest: true }
@@ -164,9 +170,7 @@ impl EventLoop {
                 end
             }
             (end, None) => end,
-        };
-        self.finish();
-        end
+        }
     }
 
     /// Waits once and serves what has happened.
@@ -306,6 +310,7 @@ impl EventLoop {
         if let Some(balloon) = &self.parts.balloon {
             balloon.reset();
         }
+        self.parts.drives.reset();
         self.agent.reset();
         self.ready_us = None;
         let chassis = &mut self.parts.chassis;
@@ -336,7 +341,9 @@ impl EventLoop {
                 answer(reply, Ok(info));
             }
             VmRequest::Configuration(reply) => {
-                answer(reply, Ok(self.parts.chassis.configuration()));
+                let mut configuration = self.parts.chassis.configuration();
+                self.parts.drives.describe(&mut configuration.drives);
+                answer(reply, Ok(configuration));
             }
             VmRequest::Configure { reply, .. } | VmRequest::Start(reply) => {
                 answer(reply, Err(VmError::AlreadyStarted));
@@ -371,6 +378,9 @@ impl EventLoop {
             }
             VmRequest::Scenarios(reply) => answer(reply, Ok(self.agent.scenarios().to_vec())),
             VmRequest::Stop { timeout, reply } => return self.stop(timeout, reply),
+            VmRequest::UpdateDrive { id, path, reply } => {
+                self.parts.drives.update(&id, path, reply);
+            }
             VmRequest::Metrics(reply) => self.metrics(reply),
             VmRequest::FlushMetrics(reply) => match &self.parts.metrics {
                 Some(file) => file.flush(reply),
@@ -381,15 +391,18 @@ impl EventLoop {
     }
 
     fn metrics(&self, reply: Reply<Vec<Metric>>) {
-        let own = metrics::collect(&self.parts.chassis, &self.agent);
+        let mut own = metrics::collect(&self.parts.chassis, &self.agent);
+        self.parts.drives.add_metrics(&mut own);
         match &self.parts.balloon {
             Some(balloon) => balloon.post(BalloonCommand::Metrics { own, reply }),
             None => answer(reply, Ok(own)),
         }
     }
 
-    /// Ends all threads, and writes out what the guest and the counters said last.
-    fn finish(self) {
+    /// Ends all threads; disks are complete, and what the guest and the counters said last is written on return.
+    ///
+    /// `end` again, unless a disk spoils it.
+    fn finish(self, end: ExitReason) -> ExitReason {
         let last = self.parts.metrics.as_ref().and_then(|_file| {
             let (reply, metrics) = oneshot::channel();
             self.metrics(reply);
@@ -397,27 +410,38 @@ impl EventLoop {
         });
         let Self { parts, vcpus, .. } = self;
         drop(vcpus);
-        let Parts { mut stdio, mailbox, metrics, .. } = parts;
+        let Parts { mut stdio, mailbox, metrics, drives, .. } = parts;
+        let end = match (drives.finish(), end) {
+            (Err(message), ExitReason::PowerOff | ExitReason::Stopped { .. }) => {
+                ExitReason::HostError(message)
+            }
+            (Err(message), end) => {
+                log::error!("{message}");
+                end
+            }
+            (Ok(()), end) => end,
+        };
         stdio.finish();
         // Whoever still waits for an answer gets none, the metrics thread too.
         drop(mailbox);
         if let Some(file) = metrics {
             file.finish(last.unwrap_or_default());
         }
+        end
     }
 
     fn vm_state(&self) -> VmState {
         match (self.run_state, self.ready_us) {
             (RunState::Paused, _) => VmState::Paused,
-            (RunState::Running | RunState::Pausing, None) => VmState::Starting,
-            (RunState::Running | RunState::Pausing, Some(_)) => VmState::Running,
+            (_, None) => VmState::Starting,
+            (_, Some(_)) => VmState::Running,
         }
     }
 
     fn pause(&mut self, reply: Reply<()>) {
         match self.run_state {
             RunState::Paused => answer(reply, Ok(())),
-            RunState::Pausing => queue_up(&mut self.pausing, reply),
+            RunState::Pausing | RunState::Settling => queue_up(&mut self.pausing, reply),
             RunState::Running => {
                 self.pausing.push(reply);
                 self.run_state = RunState::Pausing;
@@ -431,6 +455,10 @@ impl EventLoop {
     fn paused(&mut self) {
         // An event of a pause that was taken back in the meantime means nothing.
         if self.run_state == RunState::Pausing && self.vcpus.all_parked() {
+            self.run_state = RunState::Settling;
+            self.parts.drives.settle();
+        }
+        if self.run_state == RunState::Settling && self.parts.drives.are_settled() {
             self.run_state = RunState::Paused;
             self.tell_balloon_paused(true);
             answer_all(self.pausing.drain(..), Ok(()));

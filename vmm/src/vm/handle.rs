@@ -5,6 +5,7 @@
 //! answer that needs the guest (an operation, a scenario) comes through the
 //! channel in the request when the guest has delivered it.
 
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -73,6 +74,15 @@ pub enum VmRequest {
         /// Sent when the VM has begun to end, `true` if the guest did it itself.
         reply: Reply<bool>,
     },
+    /// Puts another file behind a drive while the guest runs, as in Firecracker, and tells the guest.
+    UpdateDrive {
+        /// Which.
+        id: String,
+        /// The file; `None`: the present one, whose size may have changed.
+        path: Option<PathBuf>,
+        /// Whether it was done.
+        reply: Reply<()>,
+    },
     /// Every counter, as (name with labels in Prometheus form, value).
     Metrics(Reply<Vec<Metric>>),
     /// Writes a line to the metrics file.
@@ -91,6 +101,7 @@ impl VmRequest {
             | Self::Resume(reply)
             | Self::Start(reply)
             | Self::FlushMetrics(reply)
+            | Self::UpdateDrive { reply, .. }
             | Self::Exec { reply, .. } => reply.send(Err(error)).is_ok(),
             Self::SetBalloonTarget { reply, .. } => reply.send(Err(error)).is_ok(),
             Self::Balloon(reply) => reply.send(Err(error)).is_ok(),
@@ -322,6 +333,17 @@ pub enum VmError {
     /// The VM was configured without a balloon.
     #[error("This VM has no balloon")]
     NoBalloon,
+    /// No drive has this id.
+    #[error("This VM has no drive {id:?}; it has: {known}")]
+    NoSuchDrive {
+        /// What was asked.
+        id: String,
+        /// What there is, comma-separated.
+        known: String,
+    },
+    /// What a drive was to become cannot be one.
+    #[error("{0}")]
+    Drive(String),
     /// The guest has announced no agent, or its port is closed.
     #[error(
         "The guest has no agent on port org.aerostat.agent; scenarios need aerostat's own guest"

@@ -23,6 +23,16 @@ pub(super) fn gauge(name: &'static str, help: &'static str, value: u64) -> Metri
     Metric { name, labels: String::new(), help, is_counter: false, value: to_f64(value) }
 }
 
+/// A gauge with labels.
+pub(super) fn gauge_with(
+    name: &'static str,
+    help: &'static str,
+    labels: String,
+    value: u64,
+) -> Metric {
+    Metric { labels, ..gauge(name, help, value) }
+}
+
 #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles; 2^53 is exact")]
 fn to_f64(value: u64) -> f64 {
     value as f64

@@ -4,9 +4,11 @@
 //! lock order and failure cases: `docs/vmm.md`.
 
 mod balloon_worker;
+mod block_worker;
 mod board;
 mod chassis;
 pub mod config;
+pub(crate) mod drives;
 mod entropy;
 pub(crate) mod event_loop;
 pub mod exit;
@@ -31,6 +33,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use balloon_worker::BalloonWorker;
 use chassis::Chassis;
 use config::{ConfigError, OnReset, VmConfig};
+use drives::Drives;
 use event_loop::{EventLoop, Parts};
 use exit::ExitReason;
 use handle::VmHandle;
@@ -41,6 +44,7 @@ use vcpu::{VcpuEvent, VcpuEvents};
 
 use crate::acpi::AcpiError;
 use crate::boot::BootError;
+use crate::drive::DriveError;
 use crate::exit_code;
 use crate::kvm::KvmError;
 
@@ -118,6 +122,7 @@ pub struct NotStarted {
 struct Machinery {
     chassis: Chassis,
     balloon: Option<BalloonWorker>,
+    drives: Drives,
     stdio: Stdio,
     metrics: Option<MetricsFile>,
     vcpu_events: mpsc::Receiver<VcpuEvent>,
@@ -139,12 +144,15 @@ impl Machinery {
         let (vcpu_wake, drained) = (eventfd()?, eventfd()?);
         let (vcpu_sender, vcpu_events) = mpsc::channel();
         let events = VcpuEvents::new(vcpu_sender, vcpu_wake.clone());
-        let chassis = Chassis::build(&config, events, drained.clone())?;
+        let mut chassis = Chassis::build(&config, events, drained.clone())?;
         let (handle, before) = before_threads()
             .map_err(|source| StartError::host("Opening the VM's mailbox", source))?;
         let balloon = chassis
             .start_balloon(config.balloon.unwrap_or_default().stall_after)
             .map_err(|source| StartError::host("Starting the balloon worker", source))?;
+        let drives = chassis
+            .start_drives()
+            .map_err(|source| StartError::host("Starting a drive's worker", source))?;
         let start_metrics = |file| MetricsFile::start(file, handle, metrics_file::PERIOD);
         let metrics = config
             .metrics
@@ -154,12 +162,12 @@ impl Machinery {
         // Last: the terminal becomes raw.
         let stdio = Stdio::open(config.serial, chassis.com1.clone(), drained)
             .map_err(|source| StartError::host("Connecting the serial console", source))?;
-        Ok((Self { chassis, balloon, stdio, metrics, vcpu_events, vcpu_wake }, before))
+        Ok((Self { chassis, balloon, drives, stdio, metrics, vcpu_events, vcpu_wake }, before))
     }
 
     fn with(self, mailbox: Mailbox) -> Parts {
-        let Self { chassis, balloon, stdio, metrics, vcpu_events, vcpu_wake } = self;
-        Parts { chassis, balloon, stdio, mailbox, metrics, vcpu_events, vcpu_wake }
+        let Self { chassis, balloon, drives, stdio, metrics, vcpu_events, vcpu_wake } = self;
+        Parts { chassis, balloon, drives, stdio, mailbox, metrics, vcpu_events, vcpu_wake }
     }
 }
 
@@ -203,6 +211,9 @@ pub enum StartError {
     /// Its firmware tables cannot be made: a defect of this program.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
+    /// A drive cannot be used.
+    #[error(transparent)]
+    Drive(#[from] DriveError),
     /// The host's KVM cannot run it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -229,7 +240,8 @@ impl StartError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Target(_) | Self::Boot(_) => exit_code::BAD_ARGUMENTS,
-            Self::Acpi(_) | Self::Kvm(_) | Self::Ram(_) | Self::Host { .. } => {
+            Self::Drive(error) if error.is_bad_argument() => exit_code::BAD_ARGUMENTS,
+            Self::Drive(_) | Self::Acpi(_) | Self::Kvm(_) | Self::Ram(_) | Self::Host { .. } => {
                 exit_code::HOST_ERROR
             }
         }

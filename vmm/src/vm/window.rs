@@ -1,7 +1,9 @@
 //! A virtio device's place in the machine: its MMIO window, interrupt line and doorbells.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::Duration;
 
 use abi::mmio::{self, INTERRUPT_ACK, INTERRUPT_STATUS, STATUS};
 use abi::platform::{VIRTIO_MMIO_BASE, virtio_mmio_gsi};
@@ -72,6 +74,19 @@ impl<D: VirtioDevice> Window<D> {
         // A panic in a device model is a bug of ours and ends the VM where it happened; whoever
         // still comes by meets registers of some state, which is what a guest can set up anyway.
         self.transport.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The transport, if it is free within a millisecond: for whoever would rather do without than
+    /// wait for a reset that waits for its device's work.
+    pub(crate) fn lock_soon(&self) -> Option<MutexGuard<'_, MmioTransport<D>>> {
+        for _ in 0..20 {
+            match self.transport.try_lock() {
+                Ok(transport) => return Some(transport),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_micros(50)),
+            }
+        }
+        None
     }
 
     /// Serves queue `queue` after its doorbell was read.

@@ -9,7 +9,7 @@ use devices::virtio::VirtioDevice;
 
 use super::Worker;
 use crate::vm::handle::{BalloonStatus, Metric, OperationState, OperationStatus};
-use crate::vm::metrics::{counter, gauge, transport_counters};
+use crate::vm::metrics::{counter, gauge, gauge_with, transport_counters};
 
 impl Worker {
     /// What an operation needs to see.
@@ -187,8 +187,4 @@ fn histogram(name: &'static str, help: &'static str, histogram: &Histogram, out:
     {
         out.push(gauge_with(name, help, format!("part=\"{part}\""), value));
     }
-}
-
-fn gauge_with(name: &'static str, help: &'static str, labels: String, value: u64) -> Metric {
-    Metric { labels, ..gauge(name, help, value) }
 }
