@@ -63,13 +63,39 @@ const fn low_half(value: u128) -> u64 {
     value as u64
 }
 
-/// What a PIT measurement gives: `ticks` of the TSC while its channel counted `count` periods of 1,193,182 Hz.
-pub const fn hz_from_pit(ticks: u64, count: u16) -> Option<u64> {
-    if count == 0 {
-        return None;
+/// Periods that a PIT channel counts in a second.
+const PIT_HZ: u128 = 1_193_182;
+
+/// A look at a PIT channel that counts down, and at the TSC on both sides of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PitLook {
+    /// What the channel had left.
+    pub left: u16,
+    /// The TSC before the channel was asked.
+    pub before: u64,
+    /// The TSC after it.
+    pub after: u64,
+}
+
+impl PitLook {
+    /// Periods that the channel has counted since `first`.
+    pub const fn counted_since(self, first: Self) -> u16 {
+        first.left.wrapping_sub(self.left)
     }
-    let hz = ticks as u128 * 1_193_182 / count as u128;
-    if hz == 0 || hz > u64::MAX as u128 { None } else { Some(low_half(hz)) }
+
+    /// The TSC's rate, from `first` to this look.
+    ///
+    /// `None` if nothing was counted, or if the looks took so long (a CPU that was taken away meanwhile) that the rate
+    /// would be off by more than three in a hundred.
+    pub fn hz_since(self, first: Self) -> Option<u64> {
+        let counted = u128::from(self.counted_since(first));
+        let ticks = self.before.checked_sub(first.before)?;
+        let doubt = self.after.checked_sub(self.before)? + first.after.checked_sub(first.before)?;
+        if counted == 0 || doubt > ticks / 32 {
+            return None;
+        }
+        u64::try_from(u128::from(ticks) * PIT_HZ / counted).ok().filter(|hz| *hz > 0)
+    }
 }
 
 #[cfg(test)]
@@ -100,8 +126,20 @@ mod tests {
         assert_eq!(TscRate::from_kvmclock(1, 127), None);
         assert_eq!(TscRate::from_hz(0), None);
         assert_eq!(TscRate::from_hz(u64::MAX), None);
-        assert_eq!(hz_from_pit(1, 0), None);
-        assert_eq!(hz_from_pit(11_932_000, 11_932), Some(1_193_182_000));
+    }
+
+    #[test]
+    fn looks_at_a_pit_give_the_rate_and_slow_ones_none() {
+        let look = |left, before, after| PitLook { left, before, after };
+        let first = look(0xffff, 1_000, 1_500);
+        let ten_ms = look(0xffff - 11_932, 11_933_000, 11_933_200);
+        assert_eq!(ten_ms.counted_since(first), 11_932);
+        assert_eq!(ten_ms.hz_since(first), Some(1_193_182_000));
+        // Nothing counts, nothing passes, time goes backwards, a look that took a tenth of the time.
+        assert_eq!(look(0xffff, 11_933_000, 11_933_200).hz_since(first), None);
+        assert_eq!(look(0xfffe, 1_000, 1_000).hz_since(look(0xffff, 1_000, 1_000)), None);
+        assert_eq!(look(0xf000, 10, 20).hz_since(first), None);
+        assert_eq!(look(0xffff - 11_932, 11_933_000, 13_000_000).hz_since(first), None);
     }
 
     proptest! {

@@ -72,6 +72,8 @@ pub enum SetupError {
     FeaturesRefused {
         /// The bits we accepted.
         accepted: u64,
+        /// The bits that the device offers: it may insist on one of the others.
+        offered: u64,
     },
     /// The device has no such queue.
     NoQueue {
@@ -99,8 +101,8 @@ impl fmt::Display for SetupError {
         match self {
             Self::ResetStuck => f.write_str("The device does not finish its reset"),
             Self::NoVersion1 => f.write_str("The device does not offer VIRTIO_F_VERSION_1"),
-            Self::FeaturesRefused { accepted } => {
-                write!(f, "The device refused the features {accepted:#x}")
+            Self::FeaturesRefused { accepted, offered } => {
+                write!(f, "The device refused the features {accepted:#x} of its {offered:#x}")
             }
             Self::NoQueue { queue } => write!(f, "The device has no queue {queue}"),
             Self::QueueBusy { queue } => write!(f, "Queue {queue} is in use after a reset"),
@@ -225,7 +227,7 @@ impl<B: MmioBus> MmioDevice<B> {
         // §3.1.1 step 6: the device may refuse by leaving FEATURES_OK clear.
         if self.status() & status::FEATURES_OK == 0 {
             self.fail();
-            return Err(SetupError::FeaturesRefused { accepted });
+            return Err(SetupError::FeaturesRefused { accepted, offered });
         }
         Ok(accepted)
     }

@@ -8,7 +8,7 @@ use core::arch::x86_64::_rdtsc;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use guest_kernel::clock::{TscRate, hz_from_pit};
+use guest_kernel::clock::{PitLook, TscRate};
 use guest_kernel::layout::KERNEL_BASE;
 
 use super::{gate, port};
@@ -116,27 +116,45 @@ fn kvmclock_rate() -> Option<TscRate> {
     TscRate::from_kvmclock(mul, shift.to_le_bytes()[0].cast_signed())
 }
 
-/// Counts TSC ticks while channel 2 of the 8254 counts 10 ms down; `None` where it does not.
+/// Counts TSC ticks while channel 2 of the 8254 counts 10 ms down; `None` where there is none.
+///
+/// The counter is read rather than its output: a VMM may have the channel and not port 0x61, which shows the output and
+/// opens the gate (QEMU microvm).
 fn measure_with_pit() -> Option<u64> {
+    const ATTEMPTS: u32 = 4;
     const COUNT: u16 = 11_932;
-    const MAX_POLLS: u32 = 1_000_000;
+    /// Looks without a change that show that nothing counts; each takes longer than a period.
+    const STILL: u32 = 200;
     const GATE: u8 = 1;
-    const OUTPUT: u8 = 1 << 5;
     let control = port::read8(0x61) & 0xfc;
-    port::write8(0x61, control);
-    port::write8(0x43, 0xb0); // channel 2, low then high byte, mode 0
-    let [low, high] = COUNT.to_le_bytes();
-    port::write8(0x42, low);
-    port::write8(0x42, high);
     port::write8(0x61, control | GATE);
-    let start = ticks();
-    let mut polls = 0;
-    while port::read8(0x61) & OUTPUT == 0 {
-        polls += 1;
-        if polls == MAX_POLLS {
+    for _ in 0..ATTEMPTS {
+        port::write8(0x43, 0xb0); // channel 2, low then high byte, mode 0
+        port::write8(0x42, 0xff);
+        port::write8(0x42, 0xff);
+        let first = look_at_pit();
+        let mut last = first;
+        let mut still = 0;
+        while last.counted_since(first) < COUNT && still < STILL {
+            let next = look_at_pit();
+            still = if next.left == last.left { still + 1 } else { 0 };
+            last = next;
+        }
+        if still == STILL {
             return None;
         }
+        if let Some(hz) = last.hz_since(first) {
+            return Some(hz);
+        }
     }
-    // Output high at the first look: there is no such timer.
-    if polls == 0 { None } else { hz_from_pit(ticks() - start, COUNT) }
+    None
+}
+
+/// Latches and reads channel 2.
+fn look_at_pit() -> PitLook {
+    let before = ticks();
+    port::write8(0x43, 0x80);
+    let after = ticks();
+    let left = u16::from_le_bytes([port::read8(0x42), port::read8(0x42)]);
+    PitLook { left, before, after }
 }

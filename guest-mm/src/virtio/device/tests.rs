@@ -69,7 +69,8 @@ fn a_device_that_refuses_features_is_failed() {
     fake.misbehave(Misbehaviour { refuses_features: true, ..Default::default() });
     let device = MmioDevice::probe(&fake).unwrap();
     let accepted = 1 | VIRTIO_F_VERSION_1;
-    assert_eq!(device.negotiate(1), Err(SetupError::FeaturesRefused { accepted }));
+    let refused = SetupError::FeaturesRefused { accepted, offered: accepted };
+    assert_eq!(device.negotiate(1), Err(refused));
     assert_ne!(fake.status() & status::FAILED, 0);
 }
 
