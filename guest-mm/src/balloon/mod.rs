@@ -29,7 +29,7 @@ mod reset;
 mod timers;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use driver::{BalloonDriver, BalloonError};
 pub use mutant::Mutant;

@@ -21,6 +21,9 @@ mod ring;
 
 #[cfg(test)]
 #[cfg(not(loom))]
+mod hostile;
+#[cfg(test)]
+#[cfg(not(loom))]
 pub(crate) mod testing;
 
 pub use bus::MmioBus;
