@@ -1,5 +1,6 @@
 //! Test support shared by the system tests: the simulated machine and the VM harness.
 
+pub mod agent;
 pub mod binary;
 pub mod fuzzing;
 pub mod host_memory;
@@ -9,5 +10,7 @@ pub mod linux;
 pub mod machine;
 pub mod mock_vm;
 pub mod payload;
+pub mod qemu;
+pub mod qmp;
 pub mod sim;
 pub mod vm;

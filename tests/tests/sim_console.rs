@@ -1,74 +1,22 @@
 //! The real console driver against the real console device.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-use std::sync::Arc;
-
 use abi::console::AGENT_PORT_NAME;
-use abi::mmio;
 use devices::console::Console;
 use devices::ram::GuestRam;
-use devices::testing::CountingIrq;
-use devices::transport::MmioTransport;
-use devices::virtio::QueueProgress;
 use guest_mm::console::{AgentState, ConsoleDriver};
 use guest_mm::memory::Memory;
-use guest_mm::virtio::MmioBus;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
-use system_tests::sim::{SimMachine, SimPlatform, seeds};
+use system_tests::sim::{DirectBus, SimMachine, SimPlatform, seeds};
 
-/// Registers that are called directly; doorbells wait for [`Bus::serve`].
-#[derive(Clone)]
-struct Bus(Rc<RefCell<(MmioTransport<Console>, Vec<u16>)>>);
-
-impl Bus {
-    /// Lets the device look at every queue whose doorbell has rung.
-    fn serve(&self) {
-        let (transport, kicks) = &mut *self.0.borrow_mut();
-        for queue in kicks.drain(..) {
-            let mut progress = transport.queue_notified(queue);
-            while progress == QueueProgress::Pending {
-                progress = transport.serve_pending();
-            }
-        }
-    }
-
-    fn host<R>(&self, act: impl FnOnce(&mut Console) -> R) -> R {
-        act(self.0.borrow_mut().0.device_mut())
-    }
-}
-
-impl MmioBus for Bus {
-    fn read32(&self, offset: u64) -> u32 {
-        let mut bytes = [0; 4];
-        self.0.borrow_mut().0.read(offset, &mut bytes);
-        u32::from_le_bytes(bytes)
-    }
-
-    fn write32(&self, offset: u64, value: u32) {
-        let (transport, kicks) = &mut *self.0.borrow_mut();
-        if offset == mmio::QUEUE_NOTIFY {
-            kicks.push(u16::try_from(value).expect("a queue's number"));
-        } else {
-            let _progress = transport.write(offset, &value.to_le_bytes());
-        }
-    }
-
-    fn read8(&self, offset: u64) -> u8 {
-        let mut byte = [0];
-        self.0.borrow_mut().0.read(offset, &mut byte);
-        byte[0]
-    }
-}
+type Bus = DirectBus<Console>;
 
 fn machine() -> (Memory<SimPlatform>, Bus) {
     let machine = SimMachine::new(2048, 0);
     let ranges = machine.ram().ram_ranges().to_vec();
-    let irq = Arc::new(CountingIrq::default());
-    let transport = MmioTransport::new(Console::new(AGENT_PORT_NAME), machine.ram(), irq);
+    let bus = Bus::new(Console::new(AGENT_PORT_NAME), machine.ram());
     let memory = Memory::new(SimPlatform(machine), &ranges, &[]).expect("a machine with memory");
-    (memory, Bus(Rc::new(RefCell::new((transport, Vec::new())))))
+    (memory, bus)
 }
 
 fn open(memory: &Memory<SimPlatform>, bus: &Bus) -> ConsoleDriver<Bus> {

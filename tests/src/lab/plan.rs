@@ -4,11 +4,14 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::binary::{aerostat_path, workspace_root};
+use crate::qemu::qemu_files;
 
 /// Seconds that one test may take in L1 unless [`LIMITS_S`] says otherwise: a hang, not a slow CPU, must exceed it.
 const LIMIT_S: u32 = 120;
 /// Tests that need more, by the beginning of their names.
 const LIMITS_S: [(&str, u32); 1] = [("kvm_linux", 300)];
+/// Tests that need a QEMU in L1.
+const QEMU_TESTS: &str = "kvm_qemu";
 
 /// One command that runs in L1 and is reported by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +54,10 @@ impl Plan {
             let items: Vec<Item> = wanted.map(|test| binary.item(test)).collect();
             if !items.is_empty() {
                 plan.files.push(format!("{}:/lab/{}", binary.path.display(), binary.name));
+                if binary.name == QEMU_TESTS {
+                    let places = qemu_files().map(|path| format!("{0}:{0}", path.display()));
+                    plan.files.extend(places);
+                }
             }
             plan.items.extend(items);
         }

@@ -6,11 +6,13 @@
 //! an interrupt waits until it lets the guest look, time passes when it says so.
 //! A seed replays a run exactly. Design: `docs/simulated-machine.md`.
 
+mod direct;
 mod host;
 mod platform;
 mod scenario;
 mod workload;
 
+pub use direct::DirectBus;
 pub use host::{Host, SimBus};
 pub use platform::{SimMachine, SimPlatform};
 pub use scenario::{Checks, Scenario, SimOutcome, StoreKind, Violation, run};
