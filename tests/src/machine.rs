@@ -117,7 +117,7 @@ impl Running {
     /// # Panics
     /// If the guest was asked.
     pub fn stop(self) -> (ExitReason, String) {
-        let by_guest = self.ask(|reply| VmRequest::Stop { timeout: Some(Duration::ZERO), reply });
+        let by_guest = self.ask(|reply| VmRequest::Stop { timeout: Duration::ZERO, reply });
         assert!(!by_guest.expect("the VM answers"), "this kernel cannot be asked");
         self.end()
     }

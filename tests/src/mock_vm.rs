@@ -146,7 +146,7 @@ impl MockVm {
     pub fn end_event_loop(&mut self) {
         let (reply, _unheard) = tokio::sync::oneshot::channel();
         // An event loop that has ended already has hung up.
-        self.handle.post(VmRequest::Stop { timeout: Some(Duration::ZERO), reply }).ok();
+        self.handle.post(VmRequest::Stop { timeout: Duration::ZERO, reply }).ok();
         if let Some(event_loop) = self.event_loop.take() {
             event_loop.join().expect("the mock does not panic");
         }
@@ -157,7 +157,7 @@ impl Drop for MockVm {
     fn drop(&mut self) {
         self.finish_server();
         let (reply, _unheard) = tokio::sync::oneshot::channel();
-        self.handle.post(VmRequest::Stop { timeout: Some(Duration::ZERO), reply }).ok();
+        self.handle.post(VmRequest::Stop { timeout: Duration::ZERO, reply }).ok();
     }
 }
 
@@ -183,7 +183,7 @@ impl State {
         // Requests of a loop that hangs are kept, so that nobody sees their replies dropped.
         let mut unanswered = Vec::new();
         while let Ok(Letter::Request(request)) = mailbox.receive() {
-            let is_end = matches!(request, VmRequest::Stop { timeout: Some(_), .. });
+            let is_end = matches!(request, VmRequest::Stop { .. });
             if self.driver == Driver::LoopHangs && !is_end {
                 unanswered.push(request);
                 continue;
@@ -247,6 +247,10 @@ impl State {
             }
             VmRequest::Scenarios(reply) => {
                 answer(reply, Ok(vec!["echo".into(), "fail".into(), "hang".into()]));
+            }
+            VmRequest::PressPowerButton(reply) => {
+                self.note("power button".into());
+                answer(reply, Ok(()));
             }
             VmRequest::Stop { timeout, reply } => {
                 self.note(format!("stop {timeout:?}"));

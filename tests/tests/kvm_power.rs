@@ -51,13 +51,13 @@ fn with_local_apic() -> Payload {
 }
 
 fn stop(vm: &Running) -> bool {
-    vm.ask(|reply| VmRequest::Stop { timeout: Some(GRACE), reply }).expect("the VM answers")
+    vm.ask(|reply| VmRequest::Stop { timeout: GRACE, reply }).expect("the VM answers")
 }
 
 /// Asks for a stop, and does not wait for the answer.
 fn post_stop(vm: &Running) -> oneshot::Receiver<Result<bool, VmError>> {
     let (reply, answer) = oneshot::channel();
-    vm.handle().post(VmRequest::Stop { timeout: Some(GRACE), reply }).expect("the VM lives");
+    vm.handle().post(VmRequest::Stop { timeout: GRACE, reply }).expect("the VM lives");
     answer
 }
 
@@ -88,8 +88,27 @@ fn a_guest_that_has_not_enabled_the_power_button_is_ended_without_a_wait() {
     }
     let payload = Payload::new().out16(PM1A_ENABLE_PORT, !POWER_BUTTON).print("deaf").spin();
     let vm = start(config(&payload)).printed("deaf");
+    assert_eq!(vm.ask(VmRequest::PressPowerButton), Err(VmError::NoPowerButton));
     assert!(!stop(&vm));
     assert_eq!(vm.end().0, ExitReason::Stopped { by_guest: false });
+}
+
+#[test]
+fn a_press_alone_waits_for_nothing_and_the_guest_may_power_off() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let payload = Payload::new()
+        .enable_power_button()
+        .print("armed")
+        .wait_port16(PM1A_STATUS_PORT, POWER_BUTTON)
+        .power_off();
+    let vm = start(config(&payload)).printed("armed");
+    vm.ask(VmRequest::Pause).expect("paused");
+    assert_eq!(vm.ask(VmRequest::PressPowerButton), Err(VmError::Paused));
+    vm.ask(VmRequest::Resume).expect("running");
+    assert_eq!(vm.ask(VmRequest::PressPowerButton), Ok(()));
+    assert_eq!(vm.end().0, ExitReason::PowerOff);
 }
 
 /// A kernel that powers off disables the button first: whoever asks again then must not end it.

@@ -296,7 +296,7 @@ fn stress(kernel: Kernel, seconds: u32) -> Outcome {
     }
     let (reply, _answer) = oneshot::channel();
     // A VM that has ended does not take requests any more.
-    drop(handle.post(VmRequest::Stop { timeout: Some(Duration::ZERO), reply }));
+    drop(handle.post(VmRequest::Stop { timeout: Duration::ZERO, reply }));
     let reason = vm_thread.join().expect("the VM's thread does not panic");
     Outcome { reason, output: text(), flood }
 }

@@ -51,6 +51,7 @@ pub(crate) struct Agent {
     /// Names of scenarios, once the guest is ready.
     scenarios: Option<Vec<String>>,
     running: Option<Running>,
+    power_off_asked: bool,
     last_id: u64,
     /// Bytes for the guest that the port has not taken yet: at most two lines.
     outgoing: VecDeque<u8>,
@@ -166,9 +167,14 @@ impl Agent {
     }
 
     /// Asks the guest to power off. Returns whether there is anyone to ask.
+    ///
+    /// Once is enough, since the port loses nothing: a guest that does not read must not make each repetition cost memory.
     pub(crate) fn power_off(&mut self) -> bool {
         if self.scenarios.is_none() {
             return false;
+        }
+        if std::mem::replace(&mut self.power_off_asked, true) {
+            return true;
         }
         self.last_id += 1;
         // Shorter than a line by far.

@@ -71,6 +71,20 @@ fn a_second_scenario_is_refused_while_one_runs() {
     assert!(agent.power_off(), "power-off is not a scenario and goes through");
 }
 
+/// Each repetition of the request used to wait in memory for a guest that reads nothing.
+#[test]
+fn a_repeated_power_off_is_sent_once_and_again_after_a_reset() {
+    let mut agent = ready();
+    assert!(agent.power_off() && agent.power_off());
+    let lines = |agent: &mut Agent| sent(agent).iter().filter(|&&byte| byte == b'\n').count();
+    assert_eq!(lines(&mut agent), 1);
+    agent.reset();
+    assert!(!agent.power_off(), "nobody there");
+    agent.receive(READY);
+    assert!(agent.power_off());
+    assert_eq!(lines(&mut agent), 1);
+}
+
 #[test]
 fn a_slow_reader_loses_lines_but_never_the_end() {
     let mut agent = ready();

@@ -59,6 +59,7 @@ impl From<VmError> for Refusal {
             VmError::NotStarted
             | VmError::AlreadyStarted
             | VmError::NoAgent
+            | VmError::NoPowerButton
             | VmError::Busy { .. }
             | VmError::Paused => StatusCode::CONFLICT,
             VmError::NoSuchScenario { .. } | VmError::NoSuchDrive { .. } => StatusCode::NOT_FOUND,

@@ -15,7 +15,7 @@ use super::answer::{self, Answer, Refusal};
 use super::router::Route;
 use super::server::Control;
 use super::{Limits, configure, convert};
-use crate::vm::handle::{Metric, Reply, VmError, VmRequest, VmState};
+use crate::vm::handle::{Metric, Reply, VmError, VmRequest};
 
 /// Longest scenario name and arguments together, in bytes: the agent's line holds 4096 with its own words.
 const EXEC_BYTES: usize = 3 << 10;
@@ -126,7 +126,7 @@ async fn stop(control: &Control, body: &[u8]) -> Result<Answer, Refusal> {
     }
     let grace = Duration::from_millis(request.timeout_ms);
     let by_guest =
-        control.ask_for(grace, |reply| VmRequest::Stop { timeout: Some(grace), reply }).await?;
+        control.ask_for(grace, |reply| VmRequest::Stop { timeout: grace, reply }).await?;
     Ok(ok(&api::StopOutcome { by_guest }))
 }
 
@@ -209,15 +209,7 @@ async fn action(control: &Control, body: &[u8]) -> Result<Answer, Refusal> {
     match action.action_type {
         api::ActionType::InstanceStart => control.ask_for(START_TIME, VmRequest::Start).await?,
         api::ActionType::FlushMetrics => control.ask(VmRequest::FlushMetrics).await?,
-        api::ActionType::SendCtrlAltDel => {
-            // As with Firecracker's key press, nobody waits for what the guest makes of it; that there
-            // is no guest yet is said at once.
-            if control.ask(VmRequest::Info).await?.state == VmState::NotStarted {
-                return Err(VmError::NotStarted.into());
-            }
-            let (reply, _unheard) = oneshot::channel();
-            control.vm.post(VmRequest::Stop { timeout: None, reply })?;
-        }
+        api::ActionType::SendCtrlAltDel => control.ask(VmRequest::PressPowerButton).await?,
     }
     Ok(answer::no_content())
 }

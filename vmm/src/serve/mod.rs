@@ -133,7 +133,7 @@ impl Configuring {
                 answer(reply, self.configuration.change(*change));
             }
             VmRequest::Start(reply) => return Some(Next::Start(reply)),
-            VmRequest::Stop { timeout: Some(_), reply } => {
+            VmRequest::Stop { timeout: _, reply } => {
                 answer(reply, Ok(false));
                 return Some(Next::End);
             }
@@ -147,7 +147,7 @@ impl Configuring {
             | VmRequest::Exec { .. }
             | VmRequest::UpdateDrive { .. }
             | VmRequest::Scenarios(_)
-            | VmRequest::Stop { timeout: None, .. }
+            | VmRequest::PressPowerButton(_)
             | VmRequest::FlushMetrics(_)) => other.refuse(VmError::NotStarted),
         }
         None

@@ -72,21 +72,11 @@ enum RunState {
     Paused,
 }
 
-/// Who was asked to power the guest off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    /// Our guest's agent.
-    Agent,
-    /// Whoever has enabled the ACPI power button.
-    PowerButton,
-}
-
 /// A stop that the guest was asked for.
 #[derive(Default)]
 struct Stopping {
+    /// `None`: beyond what a clock can say.
     deadline: Option<Instant>,
-    /// Its agent was, whose port loses nothing: once is enough.
-    agent_asked: bool,
     replies: Vec<Reply<bool>>,
 }
 
@@ -377,6 +367,7 @@ impl EventLoop {
                 answer(reply, result);
             }
             VmRequest::Scenarios(reply) => answer(reply, Ok(self.agent.scenarios().to_vec())),
+            VmRequest::PressPowerButton(reply) => self.press_power_button(reply),
             VmRequest::Stop { timeout, reply } => return self.stop(timeout, reply),
             VmRequest::UpdateDrive { id, path, reply } => {
                 self.parts.drives.update(&id, path, reply);
@@ -481,37 +472,38 @@ impl EventLoop {
         }
     }
 
-    /// Asks the guest to power off: its agent, else by the power button; `None`: nobody listens.
-    fn ask_to_power_off(&mut self) -> Option<Asked> {
-        if self.run_state != RunState::Running {
-            return None;
-        }
-        if self.stopping.as_ref().is_some_and(|stopping| stopping.agent_asked)
-            || self.agent.power_off()
-        {
+    /// Asks the guest to power off: its agent, else by the power button. Returns whether anyone there listens.
+    fn ask_to_power_off(&mut self) -> bool {
+        if self.agent.power_off() {
             self.send_to_agent();
-            return Some(Asked::Agent);
+            return true;
         }
         match self.parts.chassis.board.pm1().press_power_button() {
-            Press::Raised => Some(Asked::PowerButton),
-            // Asked before, and on its way: a kernel that powers off disables the button.
-            Press::NotEnabled if self.stopping.is_some() => Some(Asked::PowerButton),
-            Press::NotEnabled => {
-                log::info!("the guest has no agent and has not enabled the ACPI power button");
-                None
-            }
+            Press::Raised => true,
+            // A kernel that powers off disables the button.
+            Press::NotEnabled => self.stopping.is_some(),
         }
     }
 
-    fn stop(&mut self, timeout: Option<Duration>, reply: Reply<bool>) -> Option<ExitReason> {
-        let Some(asked) = self.ask_to_power_off() else {
-            answer(reply, Ok(false));
-            return timeout.map(|_| ExitReason::Stopped { by_guest: false });
+    fn press_power_button(&mut self, reply: Reply<()>) {
+        let result = if self.run_state != RunState::Running {
+            Err(VmError::Paused)
+        } else if self.ask_to_power_off() {
+            Ok(())
+        } else {
+            Err(VmError::NoPowerButton)
         };
-        // A timeout beyond what a clock can say is no timeout.
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let stopping = self.stopping.get_or_insert_with(Stopping::default);
-        stopping.agent_asked |= asked == Asked::Agent;
+        answer(reply, result);
+    }
+
+    fn stop(&mut self, timeout: Duration, reply: Reply<bool>) -> Option<ExitReason> {
+        if self.run_state != RunState::Running || !self.ask_to_power_off() {
+            log::info!("stop: the guest is paused, or nobody there listens; ending the VM");
+            answer(reply, Ok(false));
+            return Some(ExitReason::Stopped { by_guest: false });
+        }
+        let deadline = Instant::now().checked_add(timeout);
+        let stopping = self.stopping.get_or_insert_default();
         stopping.deadline = [stopping.deadline, deadline].into_iter().flatten().min();
         queue_up(&mut stopping.replies, reply);
         None

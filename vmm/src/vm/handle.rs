@@ -67,10 +67,12 @@ pub enum VmRequest {
     },
     /// The scenarios that the guest announced.
     Scenarios(Reply<Vec<String>>),
-    /// Asks the guest to power off; after the timeout, if there is one, the VM is ended anyway.
+    /// Asks the guest to power off, by its agent or the ACPI power button; what it makes of it is its own affair.
+    PressPowerButton(Reply<()>),
+    /// Asks the guest to power off; after the timeout, or at once if nobody listens, the VM is ended anyway.
     Stop {
-        /// How long the guest may take; `None`: it is only asked, and not ended.
-        timeout: Option<Duration>,
+        /// How long the guest may take.
+        timeout: Duration,
         /// Sent when the VM has begun to end, `true` if the guest did it itself.
         reply: Reply<bool>,
     },
@@ -107,6 +109,7 @@ impl VmRequest {
             Self::Balloon(reply) => reply.send(Err(error)).is_ok(),
             Self::Operation { reply, .. } => reply.send(Err(error)).is_ok(),
             Self::Scenarios(reply) => reply.send(Err(error)).is_ok(),
+            Self::PressPowerButton(reply) => reply.send(Err(error)).is_ok(),
             Self::Stop { reply, .. } => reply.send(Err(error)).is_ok(),
             Self::Metrics(reply) => reply.send(Err(error)).is_ok(),
         };
@@ -349,6 +352,11 @@ pub enum VmError {
         "The guest has no agent on port org.aerostat.agent; scenarios need aerostat's own guest"
     )]
     NoAgent,
+    /// Nobody in the guest would notice that it is asked to power off.
+    #[error(
+        "The guest has no agent and has not enabled the ACPI power button: nobody there listens"
+    )]
+    NoPowerButton,
     /// A scenario is running already.
     #[error("Scenario {running:?} is running; one at a time")]
     Busy {
