@@ -2,7 +2,7 @@ use super::*;
 use crate::virtio::testing::{FakeDevice, TestRam};
 use crate::virtio::{MmioBus, ProbeError, QueueError, SetupError};
 use abi::console::*;
-use abi::virtio::{VIRTIO_ID_BALLOON, VIRTIO_ID_CONSOLE, status};
+use abi::virtio::{VIRTIO_F_VERSION_1, VIRTIO_ID_BALLOON, VIRTIO_ID_CONSOLE, status};
 use std::vec::Vec;
 
 const PORTS: u16 = 4;
@@ -116,6 +116,15 @@ fn without_multiport_there_is_no_agent_and_no_failure() {
     assert_eq!(console.agent(), AgentState::Absent);
     assert_eq!(console.send(b"x"), Ok(0));
     assert_eq!(console.receive(&mut [0; 8]), Ok(0));
+}
+
+#[test]
+fn of_every_bit_that_is_offered_only_named_ports_are_accepted() {
+    let ram = TestRam::new(PAGES);
+    let fake = FakeDevice::new(&ram, VIRTIO_ID_CONSOLE, u64::MAX, &[64; 4]);
+    fake.set_config32(4, 1);
+    let _console = ConsoleDriver::start(&fake, &ram).unwrap();
+    assert_eq!(fake.accepted(), VIRTIO_CONSOLE_F_MULTIPORT | VIRTIO_F_VERSION_1);
 }
 
 #[test]
