@@ -105,6 +105,11 @@ impl TestVm {
         self.dir.path().join("vm.sock")
     }
 
+    /// The size of the guest's RAM.
+    pub fn ram_bytes(&self) -> u64 {
+        self.ram_bytes
+    }
+
     /// The VMM's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()

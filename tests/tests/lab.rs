@@ -13,7 +13,7 @@ use system_tests::lab::{Item, Plan, Session, packages_missing, test_binaries};
 /// Series of stock kernels to run under.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
 /// Seconds that a session may take.
-const LIMIT_S: u32 = 900;
+const LIMIT_S: u32 = 1500;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();

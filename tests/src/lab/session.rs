@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -54,6 +56,8 @@ struct State {
     end: Option<String>,
     /// How long it took.
     total_s: u64,
+    /// Reads the report; joined at the end, so that the session's directory is gone when the process ends.
+    follower: Option<JoinHandle<()>>,
 }
 
 impl Session {
@@ -79,6 +83,8 @@ impl Session {
             .arg("-f")
             .arg(file("plan"));
         let console = File::create(file("console")).expect("a file in it");
+        // SAFETY: `prctl` is a system call without memory arguments: async-signal-safe, as the child of a fork needs.
+        unsafe { lab.pre_exec(end_with_parent) };
         let child = lab
             .args(["--", "sh", "/lab/run-plan.sh", "/lab/plan"])
             .stdin(Stdio::null())
@@ -88,10 +94,11 @@ impl Session {
             .expect("lab.sh starts");
         let shared =
             Arc::new(Shared { state: Mutex::new(State::default()), changed: Condvar::new() });
-        std::thread::spawn({
+        let follower = std::thread::spawn({
             let shared = shared.clone();
             move || shared.follow(child, &dir)
         });
+        shared.lock().follower = Some(follower);
         Self { shared }
     }
 
@@ -123,8 +130,11 @@ impl Session {
     /// # Panics
     /// If the thread that follows the report panicked.
     pub fn times(&self) -> (u64, Vec<(String, u64)>) {
-        let state = self.shared.changed.wait_while(self.shared.lock(), |state| state.end.is_none());
-        let state = state.expect("the follower does not panic");
+        let follower = self.shared.lock().follower.take();
+        if let Some(follower) = follower {
+            follower.join().expect("the follower does not panic");
+        }
+        let state = self.shared.lock();
         let mut times: Vec<(String, u64)> =
             state.report.all_ended().map(|(name, ended)| (name.to_owned(), ended.tenths)).collect();
         times.sort_by_key(|&(_, tenths)| std::cmp::Reverse(tenths));
@@ -163,6 +173,15 @@ impl Shared {
             }
             std::thread::sleep(POLL);
         }
+    }
+}
+
+/// Lets a session whose test process is killed end too: the death of the thread that started it is a SIGTERM.
+fn end_with_parent() -> std::io::Result<()> {
+    // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
     }
 }
 

@@ -3,23 +3,24 @@
 //! The guest is Debian's cloud kernel, untouched, with the initramfs of `resources/linux-guest`, whose init runs shell
 //! commands. Linux needs a conforming KVM: in the lab, or on a host whose KVM is hardware.
 
+mod balloon;
+mod image;
+
 use std::cell::Cell;
-use std::ffi::OsStr;
 use std::io::Write as _;
 use std::ops::{Deref, DerefMut};
-use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::process::{ChildStdin, Stdio};
 use std::time::Duration;
 
 use aerostat::kvm::KvmKind;
 
-use crate::binary::workspace_root;
+pub use balloon::{BalloonCounters, PageSet};
+pub use image::{LinuxImage, images};
+
 use crate::kvm::{kvm_or_skip, say_loudly};
 use crate::vm::{TestVm, poll_for};
 
-/// Directory with a `SERIES/vmlinuz` and `SERIES/initrd` for each kernel series; the lab sets it.
-const DIRECTORY_VAR: &str = "AEROSTAT_LINUX_DIR";
 /// How long a guest may take to boot: in the lab it does so on an emulated CPU's nested paging.
 const BOOT_PATIENCE: Duration = Duration::from_secs(150);
 /// How long a command in the guest may take.
@@ -46,59 +47,6 @@ pub fn linux_or_skip() -> bool {
         Err(error) => skip(&format!("the kind of KVM is unknown: {error}")),
     }
     false
-}
-
-/// A stock kernel and the test guest's initramfs for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinuxImage {
-    /// The kernel's series, such as `6.1`.
-    pub series: String,
-    /// The kernel as Debian ships it.
-    pub kernel: PathBuf,
-    /// The initramfs with that kernel's modules.
-    pub initrd: PathBuf,
-}
-
-/// Every stock kernel that there is here, by series, the newest last.
-///
-/// # Panics
-/// If an initramfs cannot be built.
-pub fn images() -> &'static [LinuxImage] {
-    static IMAGES: OnceLock<Vec<LinuxImage>> = OnceLock::new();
-    IMAGES.get_or_init(|| match std::env::var_os(DIRECTORY_VAR) {
-        Some(directory) => images_in(Path::new(&directory)),
-        None => build_images(),
-    })
-}
-
-fn images_in(directory: &Path) -> Vec<LinuxImage> {
-    let mut found: Vec<LinuxImage> = std::fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
-            let path = entry.ok()?.path();
-            let series = path.file_name()?.to_str()?.to_owned();
-            let image =
-                LinuxImage { series, kernel: path.join("vmlinuz"), initrd: path.join("initrd") };
-            (image.kernel.exists() && image.initrd.exists()).then_some(image)
-        })
-        .collect();
-    found.sort_by_key(|image| series_number(&image.series));
-    found
-}
-
-/// `6.12` sorts after `6.1`.
-fn series_number(series: &str) -> Vec<u32> {
-    series.split('.').filter_map(|number| number.parse().ok()).collect()
-}
-
-/// Builds an initramfs for each of the host's stock kernels, in the build's directory for temporary files.
-fn build_images() -> Vec<LinuxImage> {
-    let directory = std::env::temp_dir().join(format!("aerostat-linux-{}", std::process::id()));
-    let script = workspace_root().join("tests/lab/linux-images.sh");
-    let status = Command::new(script).arg(&directory).status().expect("the script starts");
-    assert!(status.success(), "building the Linux test guest failed");
-    images_in(&directory)
 }
 
 /// What a Linux guest is started with.
@@ -296,14 +244,6 @@ fn answer(console: &str, number: u32) -> Option<(i32, String)> {
     Some((status.parse().ok()?, output.to_owned()))
 }
 
-/// A path as an option's value.
-///
-/// # Panics
-/// If it is no text.
-pub fn option_path(path: impl AsRef<OsStr>) -> String {
-    path.as_ref().to_str().expect("paths of tests are text").to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,12 +260,5 @@ mod tests {
     fn an_answer_that_is_not_complete_is_none() {
         assert_eq!(answer("\n@1 begin\nhalf", 1), None);
         assert_eq!(answer("\n@1 begin\nwhole\n@1 exit 1", 1), None);
-    }
-
-    #[test]
-    fn series_sort_by_number() {
-        let mut series = ["6.12", "6.1", "5.10"];
-        series.sort_by_key(|s| series_number(s));
-        assert_eq!(series, ["5.10", "6.1", "6.12"]);
     }
 }
