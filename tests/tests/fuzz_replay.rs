@@ -47,6 +47,11 @@ fn console_survives_its_seeds() {
 }
 
 #[test]
+fn block_survives_its_seeds() {
+    replay("block");
+}
+
+#[test]
 fn balloon_survives_its_seeds() {
     replay("balloon");
 }

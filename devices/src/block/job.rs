@@ -73,29 +73,53 @@ impl IoJob {
     }
 
     fn run_all(&self, outcomes: &mut Vec<Outcome>, calls: &mut Calls) -> Result<(), Void> {
-        for group in self.operations.chunk_by(follows) {
+        let mut groups: Vec<Group<'_>> =
+            self.operations.chunk_by(follows).map(Group::new).collect();
+        self.read_what_is_there(&mut groups)?;
+        for group in &groups {
             self.run_group(group, outcomes, calls)?;
         }
         self.make_permanent(outcomes, calls)
+    }
+
+    /// The reads that need no waiting, and the start of those that do, if there are several.
+    fn read_what_is_there(&self, groups: &mut [Group<'_>]) -> Result<(), Void> {
+        let is_read = |group: &&mut Group<'_>| matches!(group.whole(), Some(Operation::Read(..)));
+        if groups.iter_mut().filter(is_read).count() < 2 {
+            return Ok(());
+        }
+        for group in groups.iter_mut() {
+            if let Some(Operation::Read(range, to)) = group.whole()
+                && range.len() <= STEP_BYTES
+            {
+                let (backend, mem) = (&*self.backend, self.ram.memory());
+                let read = self.gate.run(self.life, || backend.try_read(*range, mem, to));
+                // One that failed is tried again by itself, and tells why.
+                group.is_done = read.ok_or(Void)?.unwrap_or(false);
+            }
+        }
+        Ok(())
     }
 
     /// Neighbouring transfers as one; each by itself if that fails, so that one which cannot be
     /// done costs its neighbours nothing.
     fn run_group(
         &self,
-        group: &[Operation],
+        group: &Group<'_>,
         outcomes: &mut Vec<Outcome>,
         calls: &mut Calls,
     ) -> Result<(), Void> {
-        if group.len() > 1
-            && let Some(joined) = join(group)
-            && self.run_one(&joined)?.is_ok()
-        {
-            calls.merged += group.len() as u64 - 1;
-            outcomes.extend(group.iter().map(|_| Ok(())));
+        let all_done = match &group.joined {
+            _ if group.is_done => true,
+            Some(joined) => self.run_one(joined)?.is_ok(),
+            None => false,
+        };
+        if all_done {
+            calls.merged += group.operations.len() as u64 - 1;
+            outcomes.extend(group.operations.iter().map(|_| Ok(())));
             return Ok(());
         }
-        for operation in group {
+        for operation in group.operations {
             outcomes.push(self.run_one(operation)?);
         }
         Ok(())
@@ -180,6 +204,31 @@ impl IoJob {
 
     fn step(&self, call: impl FnOnce() -> Outcome) -> Result<Outcome, Void> {
         self.gate.run(self.life, call).ok_or(Void)
+    }
+}
+
+/// Operations of which each continues where the one before ends.
+struct Group<'a> {
+    operations: &'a [Operation],
+    /// All of them as one transfer, if they are several.
+    joined: Option<Operation>,
+    /// They have been carried out.
+    is_done: bool,
+}
+
+impl<'a> Group<'a> {
+    fn new(operations: &'a [Operation]) -> Self {
+        let joined = if operations.len() > 1 { join(operations) } else { None };
+        Self { operations, joined, is_done: false }
+    }
+
+    /// The operation that does all of it.
+    fn whole(&self) -> Option<&Operation> {
+        match (&self.joined, self.operations) {
+            (Some(joined), _) => Some(joined),
+            (None, [one]) => Some(one),
+            (None, _) => None,
+        }
     }
 }
 

@@ -29,6 +29,8 @@ struct DiskState {
     flushes: u64,
     /// Written and not flushed.
     dirty: bool,
+    /// Read without waiting.
+    cached_sectors: u64,
 }
 
 /// What a [`MemoryDisk`] refuses.
@@ -54,7 +56,8 @@ impl MemoryDisk {
     /// A disk of zeros with these properties.
     pub fn with(properties: BackendProperties) -> Self {
         let bytes = vec![0; usize::try_from(properties.bytes()).expect("a small disk")];
-        let state = DiskState { bytes, fault: None, calls: 0, flushes: 0, dirty: false };
+        let state =
+            DiskState { bytes, fault: None, calls: 0, flushes: 0, dirty: false, cached_sectors: 0 };
         Self { properties, state: Mutex::new(state) }
     }
 
@@ -83,6 +86,11 @@ impl MemoryDisk {
     /// Flushes so far.
     pub fn flushes(&self) -> u64 {
         self.lock().flushes
+    }
+
+    /// From now on sectors below this one are read without waiting.
+    pub fn set_cached_sectors(&self, sectors: u64) {
+        self.lock().cached_sectors = sectors;
     }
 
     /// Whether something was written after the last flush.
@@ -130,6 +138,18 @@ impl BlockBackend for MemoryDisk {
         }
         assert!(bytes.is_empty(), "buffers have as many bytes as the range");
         Ok(())
+    }
+
+    fn try_read(
+        &self,
+        range: DiskRange,
+        memory: &GuestMemoryMmap,
+        to: &[CheckedDesc],
+    ) -> Result<bool, BackendError> {
+        if range.end() > self.lock().cached_sectors * SECTOR_BYTES {
+            return Ok(false);
+        }
+        self.read(range, memory, to).map(|()| true)
     }
 
     fn write(

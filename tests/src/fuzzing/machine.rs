@@ -160,6 +160,21 @@ impl<D: VirtioDevice> Machine<D> {
         }
     }
 
+    /// Makes a chain of `(addr, len, writable)` buffers available on `queue`, as a good driver does,
+    /// if the ring is large enough and not full.
+    pub(super) fn offer_buffers(&mut self, queue: usize, buffers: &[(u64, u32, bool)]) {
+        let Some(ring) = self.rings.get_mut(queue) else { return };
+        let Some(offered) = self.offered.get_mut(queue) else { return };
+        let (size, len) = (ring.layout().size, u16::try_from(buffers.len()).unwrap_or(u16::MAX));
+        let free = size.saturating_sub(offered.wrapping_sub(ring.used_index()));
+        if len <= free {
+            // Chains of one input may share descriptors: the device must not mind.
+            let head = offered.wrapping_mul(len) % (size - len + 1);
+            *offered = offered.wrapping_add(1);
+            ring.offer_chain(head, buffers);
+        }
+    }
+
     fn misuse_ring(&mut self, input: &mut Input<'_>) {
         let Some(queue) = self.pick_queue(input) else { return };
         let Some(ring) = self.rings.get_mut(queue) else { return };

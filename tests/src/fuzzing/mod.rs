@@ -6,6 +6,7 @@
 //! on time, threads or addresses of the host, so an input always does the same.
 
 mod balloon;
+mod block;
 mod console;
 mod entropy;
 mod input;
@@ -23,12 +24,13 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "transport", run: transport::run },
     Target { name: "ring", run: ring::run },
     Target { name: "console", run: console::run },
     Target { name: "balloon", run: balloon::run },
     Target { name: "entropy", run: entropy::run },
+    Target { name: "block", run: block::run },
 ];
 
 /// Acts `data` out on the target called `name`.

@@ -15,7 +15,7 @@ use vm_memory::GuestMemoryMmap;
 use super::error::DriveError;
 use super::lock::{Locked, lock};
 use super::probe::{self, Kind};
-use super::transfer::{Direction, transfer, write_zeros};
+use super::transfer::{Direction, read_cached, transfer, write_zeros};
 use super::{INTERRUPTED, backend_error, last_error};
 
 /// Gives the space of a range of a block device back (`linux/fs.h`: `_IO(0x12, 119)`).
@@ -34,6 +34,8 @@ pub struct DriveFile {
     discard_unit: u64,
     /// FALLOC_FL_ZERO_RANGE was refused: zeros are written.
     writes_zeros: AtomicBool,
+    /// RWF_NOWAIT was refused: every read waits for as long as it takes.
+    always_waits: AtomicBool,
     /// A flush has failed: the kernel has forgotten which pages it did not write, so no later
     /// flush could promise anything.
     is_unreliable: AtomicBool,
@@ -84,6 +86,7 @@ impl DriveFile {
             properties,
             discard_unit: probe::logical_block_bytes(kind, &metadata),
             writes_zeros: AtomicBool::new(false),
+            always_waits: AtomicBool::new(false),
             is_unreliable: AtomicBool::new(false),
         })
     }
@@ -91,6 +94,12 @@ impl DriveFile {
     /// The path that it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// As after a flush that failed.
+    #[cfg(test)]
+    pub(crate) fn distrust(&self) {
+        self.is_unreliable.store(true, Ordering::Relaxed);
     }
 
     /// Whether `path` leads to this very file.
@@ -117,6 +126,7 @@ impl DriveFile {
             properties: BackendProperties { sectors, ..self.properties },
             discard_unit: self.discard_unit,
             writes_zeros: AtomicBool::new(self.writes_zeros.load(Ordering::Relaxed)),
+            always_waits: AtomicBool::new(self.always_waits.load(Ordering::Relaxed)),
             is_unreliable: AtomicBool::new(self.is_unreliable.load(Ordering::Relaxed)),
         })
     }
@@ -224,6 +234,21 @@ impl BlockBackend for DriveFile {
         to: &[CheckedDesc],
     ) -> Result<(), BackendError> {
         transfer(&self.file, Direction::FromFile, range, memory, to)
+    }
+
+    fn try_read(
+        &self,
+        range: DiskRange,
+        memory: &GuestMemoryMmap,
+        to: &[CheckedDesc],
+    ) -> Result<bool, BackendError> {
+        // Relaxed: only spares a call that would be refused again.
+        if self.always_waits.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let read = read_cached(&self.file, range, memory, to)?;
+        self.always_waits.store(read.is_none(), Ordering::Relaxed);
+        Ok(read.unwrap_or(false))
     }
 
     fn write(

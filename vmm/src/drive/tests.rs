@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -199,6 +200,36 @@ fn bytes_go_straight_between_file_and_scattered_memory() {
     memory.read_slice(&mut read, GuestAddress(0x20_0000)).expect("RAM");
     assert!(read == data);
     drive.flush().expect("a flush");
+}
+
+/// What is in the page cache is read at once; what is not is fetched and read later.
+#[test]
+fn a_read_without_waiting_is_whole_or_not_at_all() {
+    let (_dir, path) = image(1 << 20);
+    fs::write(&path, vec![0x77; 1 << 20]).unwrap();
+    let drive = writable(&path);
+    drive.flush().expect("clean pages, which can be dropped");
+    let memory = memory();
+    let here = [buffer(&memory, 0, 4096)];
+    let file = File::open(&path).unwrap();
+    // SAFETY: takes numbers only.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    for sector in [0, 800, 2040] {
+        let place = range(&drive, sector, 4096);
+        memory.write_slice(&[0; 4096], GuestAddress(0)).unwrap();
+        if !drive.try_read(place, &memory, &here).expect("a read") {
+            drive.read(place, &memory, &here).expect("a read that waits");
+        }
+        let mut read = [0; 4096];
+        memory.read_slice(&mut read, GuestAddress(0)).unwrap();
+        assert_eq!(read, [0x77; 4096], "sector {sector}");
+    }
+    // Now it is in the cache, and stays there as long as nobody else needs the memory.
+    let again = drive.try_read(range(&drive, 800, 4096), &memory, &here);
+    eprintln!("read without waiting: {again:?}");
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(100 * 512).unwrap();
+    let beyond = drive.try_read(range(&drive, 96, 4096), &memory, &here);
+    assert!(matches!(beyond, Ok(false)), "half of it is gone: {beyond:?}");
 }
 
 /// More buffers than one system call takes.

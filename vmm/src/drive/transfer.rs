@@ -45,6 +45,36 @@ pub(super) fn transfer(
     Ok(())
 }
 
+/// Reads `range` if all of it is in the host's page cache; else tells the kernel to fetch it.
+///
+/// `None` where the file system cannot say.
+pub(super) fn read_cached(
+    file: &File,
+    range: DiskRange,
+    memory: &GuestMemoryMmap,
+    buffers: &[CheckedDesc],
+) -> Result<Option<bool>, BackendError> {
+    let parts = host_parts(memory, buffers)?;
+    let offset = i64::try_from(range.offset()).map_err(|_| BackendError::Host(libc::EINVAL))?;
+    let len = i64::try_from(range.len()).map_err(|_| BackendError::Host(libc::EINVAL))?;
+    if parts.len() > MAX_PARTS {
+        return Ok(Some(false));
+    }
+    let (fd, count) = (file.as_raw_fd(), libc::c_int::try_from(parts.len()).unwrap_or(0));
+    // SAFETY: `preadv2` writes to the `count` parts, all there are; they are good for that as in `call`.
+    let moved = unsafe { libc::preadv2(fd, parts.as_ptr(), count, offset, libc::RWF_NOWAIT) };
+    if i64::try_from(moved) == Ok(len) {
+        return Ok(Some(true));
+    }
+    if moved < 0 && last_error() == BackendError::Unsupported {
+        return Ok(None);
+    }
+    // SAFETY: takes numbers only; the descriptor is open, because `file` is borrowed. It is advice:
+    // if it is refused, the read that follows says what is wrong.
+    unsafe { libc::posix_fadvise(fd, offset, len, libc::POSIX_FADV_WILLNEED) };
+    Ok(Some(false))
+}
+
 /// Where the guest's buffers are in this process; good as long as `memory` is borrowed.
 fn host_parts(
     memory: &GuestMemoryMmap,

@@ -330,3 +330,6 @@ impl Worker {
 fn place_of(file: &DriveFile) -> (PathBuf, u64) {
     (file.path().to_owned(), file.properties().bytes())
 }
+
+#[cfg(test)]
+mod tests;

@@ -210,6 +210,29 @@ fn neighbours_share_a_call_and_strangers_do_not() {
 }
 
 #[test]
+fn reads_that_need_no_waiting_come_first_and_each_once() {
+    let (mut machine, disk) = machine(64);
+    disk.fill(0, &pattern(8, 64 * 512));
+    disk.set_cached_sectors(30);
+    disk.set_fault(Some(DiskFault::Sector(12, BackendError::Host(5))));
+    let sectors = [40u64, 41, 2, 3, 50, 12, 20];
+    for sector in sectors {
+        machine.offer(VIRTIO_BLK_T_IN, sector, &[(DATA + sector * 512, 512, true)]);
+    }
+    machine.kick();
+    let statuses: Vec<u8> = machine.answers().iter().map(|(_, got)| got.status).collect();
+    assert_eq!(statuses, [OK, OK, OK, OK, OK, IOERR, OK]);
+    for sector in sectors.into_iter().filter(|&sector| sector != 12) {
+        let (at, from) = (DATA + sector * 512, usize::try_from(sector).unwrap() * 512);
+        assert_eq!(get(&machine, at, 512), pattern(8, 64 * 512)[from..][..512], "{sector}");
+    }
+    // 40+41, 2+3, 50, 12 twice, 20.
+    assert_eq!(disk.calls(), 6);
+    assert_eq!(machine.device().counters().merged_requests, 2);
+    assert_eq!(machine.device().counters().failed_reads, 1);
+}
+
+#[test]
 fn a_bad_sector_costs_its_neighbours_nothing() {
     let (mut machine, disk) = machine(64);
     disk.set_fault(Some(DiskFault::Sector(5, BackendError::Host(5))));
