@@ -197,6 +197,21 @@ fn pause_resume_stop_and_metrics_reach_the_vm() {
     assert_eq!(vm.log(), ["pause", "resume", "stop 250ms"]);
 }
 
+/// `pause` and `resume` used to say that their arguments were wrong, and `info` nothing where the kernel stands.
+#[test]
+fn a_vm_that_is_not_started_is_told_from_arguments_that_are_wrong() {
+    let vm = MockVm::unconfigured(|_config| Ok(()));
+    for line in ["pause", "resume", "balloon get", "balloon set 4K", "exec --list"] {
+        let said = on(&vm, line);
+        assert_eq!(said.code, Some(1), "{line}: {}", said.err);
+        assert!(said.err.contains("before starting the microVM"), "{line}: {}", said.err);
+    }
+    let info = on(&vm, "info").out;
+    assert!(info.contains("state       not started\n"), "{info}");
+    assert!(info.contains("kernel      not configured\n"), "{info}");
+    assert_eq!(on(&vm, "stop").code, Some(0));
+}
+
 #[test]
 fn info_and_balloon_get_print_bytes_and_a_human_form() {
     let vm = MockVm::start(Driver::Follows);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aerostat_api::RunState;
+use aerostat_api::{ClientError, RunState};
 
 use super::args::{QueryOptions, StopOptions, Target};
 use super::failure::Failure;
@@ -23,6 +23,7 @@ pub(super) fn info(query: &QueryOptions) -> Result<u8, Failure> {
         "software" => "software (ring 0 is interpreted: absolute times do not compare)".into(),
         _ => vm.kvm,
     };
+    let kernel = if vm.kernel.is_empty() { "not configured".into() } else { vm.kernel };
     output::fields(&[
         ("id", vm.id),
         ("state", vm.state),
@@ -32,7 +33,7 @@ pub(super) fn info(query: &QueryOptions) -> Result<u8, Failure> {
         ("backing", vm.backing),
         ("vcpus", vm.vcpus.to_string()),
         ("kvm", kvm),
-        ("kernel", vm.kernel),
+        ("kernel", kernel),
         ("cmdline", vm.cmdline),
         ("first byte", since_exec(vm.first_byte_us)),
         ("ready", since_exec(vm.ready_us)),
@@ -41,13 +42,20 @@ pub(super) fn info(query: &QueryOptions) -> Result<u8, Failure> {
 }
 
 pub(super) fn pause(target: &Target) -> Result<u8, Failure> {
-    target.client()?.set_run_state(RunState::Paused)?;
-    Ok(exit_code::SUCCESS)
+    set_run_state(target, RunState::Paused)
 }
 
 pub(super) fn resume(target: &Target) -> Result<u8, Failure> {
-    target.client()?.set_run_state(RunState::Resumed)?;
-    Ok(exit_code::SUCCESS)
+    set_run_state(target, RunState::Resumed)
+}
+
+fn set_run_state(target: &Target, state: RunState) -> Result<u8, Failure> {
+    match target.client()?.set_run_state(state) {
+        Ok(()) => Ok(exit_code::SUCCESS),
+        // There are no arguments that could be wrong: the VM is not started yet, or ends.
+        Err(refused @ ClientError::Refused { .. }) => Err(Failure::other(refused.to_string())),
+        Err(error) => Err(error.into()),
+    }
 }
 
 pub(super) fn stop(options: &StopOptions) -> Result<u8, Failure> {
