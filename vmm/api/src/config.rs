@@ -144,21 +144,21 @@ pub struct Drive {
     pub path_on_host: Option<String>,
     /// The kernel is told that its root file system is here.
     pub is_root_device: bool,
-    /// The guest may only read.
-    #[serde(default)]
+    /// The guest may only read; absent or `null`: it may write too.
+    #[serde(default, deserialize_with = "null_as_default")]
     pub is_read_only: bool,
     /// Who makes writes last; see [`CacheType`].
     #[serde(default)]
     pub cache_type: CacheType,
     /// How the host does I/O; only `Sync` is supported.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub io_engine: IoEngine,
     /// Boot partition by its id; not supported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partuuid: Option<String>,
-    /// Not supported.
+    /// How much the guest may ask for; only one that limits nothing is supported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rate_limiter: Option<Value>,
+    pub rate_limiter: Option<RateLimiter>,
     /// Socket of a vhost-user backend; not supported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
@@ -219,6 +219,13 @@ pub struct RateLimiter {
     pub ops: Option<TokenBucket>,
 }
 
+impl RateLimiter {
+    /// It limits something.
+    pub fn limits(self) -> bool {
+        self.bandwidth.is_some_and(TokenBucket::limits) || self.ops.is_some_and(TokenBucket::limits)
+    }
+}
+
 /// A limit; none when `size` or `refill_time` is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -230,6 +237,13 @@ pub struct TokenBucket {
     pub one_time_burst: Option<u64>,
     /// Milliseconds from empty to full.
     pub refill_time: u64,
+}
+
+impl TokenBucket {
+    /// It limits something.
+    pub const fn limits(self) -> bool {
+        self.size != 0 && self.refill_time != 0
+    }
 }
 
 /// Where and what to log: body of `PUT /logger`. What is absent stays as it is.
@@ -334,7 +348,7 @@ pub struct VmConfig {
     #[serde(default)]
     pub logger: Option<Logger>,
     /// vCPUs and memory.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub machine_config: MachineConfig,
     /// Not supported.
     #[serde(default)]
@@ -359,9 +373,50 @@ pub struct VmConfig {
     pub vsock: Option<Value>,
 }
 
+/// Takes `null` for what is absent, where Firecracker does: its own answers say `null` there.
+fn null_as_default<'de, T: Default + Deserialize<'de>, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What Firecracker answers to `GET /vm/config` used to be refused as a configuration file.
+    #[test]
+    fn nulls_that_firecracker_answers_are_taken_as_absent() {
+        let config: VmConfig = serde_json::from_str(
+            r#"{"balloon":null,"drives":[{"drive_id":"a","partuuid":null,"is_root_device":true,
+                "cache_type":"Unsafe","is_read_only":null,"path_on_host":"b","rate_limiter":null,
+                "io_engine":null,"socket":null}],"boot-source":null,"cpu-config":null,"logger":null,
+                "machine-config":null,"metrics":null,"mmds-config":null,"network-interfaces":[],
+                "vsock":null,"entropy":null,"pmem":[],"memory-hotplug":null,"serial":null}"#,
+        )
+        .unwrap();
+        let [drive] = config.drives.as_slice() else { panic!("one drive: {config:?}") };
+        assert_eq!((drive.is_read_only, drive.io_engine), (false, IoEngine::Sync));
+        assert_eq!(config, VmConfig { drives: config.drives.clone(), ..VmConfig::default() });
+    }
+
+    #[test]
+    fn a_limiter_limits_when_one_of_its_buckets_does() {
+        for (text, limits) in [
+            ("{}", false),
+            (r#"{"bandwidth":null,"ops":null}"#, false),
+            (r#"{"ops":{"size":0,"one_time_burst":9,"refill_time":1}}"#, false),
+            (r#"{"bandwidth":{"size":1,"refill_time":0}}"#, false),
+            (r#"{"bandwidth":{"size":1,"refill_time":1},"ops":null}"#, true),
+            (r#"{"bandwidth":null,"ops":{"size":1,"refill_time":1}}"#, true),
+        ] {
+            assert_eq!(
+                serde_json::from_str::<RateLimiter>(text).unwrap().limits(),
+                limits,
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn a_level_is_read_in_any_case_and_by_firecrackers_names_only() {

@@ -53,7 +53,10 @@ pub(super) fn drive(drive: &api::Drive) -> Result<(), String> {
     if drive.io_engine == api::IoEngine::Async {
         return refuse("io_engine: \"Async\"");
     }
-    rate_limiter(drive.rate_limiter.as_ref())
+    match drive.rate_limiter {
+        Some(limiter) if limiter.limits() => refuse("rate_limiter"),
+        Some(_) | None => Ok(()),
+    }
 }
 
 pub(super) fn balloon(balloon: &api::BalloonConfig) -> Result<(), String> {

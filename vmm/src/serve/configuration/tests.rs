@@ -98,6 +98,8 @@ fn what_is_not_supported_is_refused_by_name_and_what_asks_for_nothing_is_taken()
         drive("io_engine", json!("Sync")),
         drive("cache_type", json!("Writeback")),
         drive("rate_limiter", Value::Null),
+        drive("rate_limiter", json!({})),
+        drive("rate_limiter", json!({"ops": {"size": 0, "refill_time": 0}, "bandwidth": null})),
         balloon("stats_polling_interval_s", json!(0)),
         balloon("free_page_reporting", json!(false)),
         Change::Entropy(from(json!({"rate_limiter": null}))),
