@@ -65,7 +65,7 @@ pub(super) fn stop(options: &StopOptions) -> Result<u8, Failure> {
     } else if outcome.by_guest {
         output::line("stopped: the guest powered off")?;
     } else {
-        // At once if it was paused or has no agent, so no time is told.
+        // At once if it was paused or nobody in it listens, so no time is told.
         output::line("stopped: the guest did not power off by itself and was ended")?;
     }
     Ok(exit_code::SUCCESS)
