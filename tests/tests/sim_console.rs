@@ -14,7 +14,7 @@ type Bus = DirectBus<Console>;
 fn machine() -> (Memory<SimPlatform>, Bus) {
     let machine = SimMachine::new(2048, 0);
     let ranges = machine.ram().ram_ranges().to_vec();
-    let bus = Bus::new(Console::new(AGENT_PORT_NAME), machine.ram());
+    let bus = Bus::new(Console::new(AGENT_PORT_NAME, None), machine.ram());
     let memory = Memory::new(SimPlatform(machine), &ranges, &[]).expect("a machine with memory");
     (memory, bus)
 }

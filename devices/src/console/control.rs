@@ -5,7 +5,7 @@ use bitflags::bitflags;
 use vm_memory::GuestMemoryMmap;
 
 use super::counters::ConsoleCounters;
-use super::port::Port;
+use super::port::{ConsoleSize, Port};
 use crate::ring::{PoppedChain, Virtqueue};
 use crate::virtio::{GuestFault, Interrupt, QueueProgress};
 
@@ -25,6 +25,8 @@ bitflags! {
         const NAME = 1 << 2;
         /// PORT_OPEN: the host's side is open.
         const OPEN = 1 << 3;
+        /// RESIZE with the size.
+        const SIZE = 1 << 4;
     }
 }
 
@@ -41,8 +43,10 @@ impl Due {
             event::CONSOLE_PORT
         } else if self.contains(Self::NAME) {
             event::PORT_NAME
-        } else {
+        } else if self.contains(Self::OPEN) {
             event::PORT_OPEN
+        } else {
+            event::RESIZE
         }
     }
 }
@@ -73,12 +77,12 @@ impl ControlMessage {
     }
 }
 
-/// Handles what the driver has sent on the control transmit queue.
+/// Handles what the driver has sent on the control transmit queue; `sized`: it wants to know the console's size.
 pub(super) fn receive(
     queue: &mut Virtqueue,
     mem: &GuestMemoryMmap,
     interrupt: &dyn Interrupt,
-    ports: &mut [Port],
+    (ports, sized): (&mut [Port], bool),
     counters: &mut ConsoleCounters,
 ) -> Result<QueueProgress, GuestFault> {
     let mut progress = QueueProgress::Pending;
@@ -89,7 +93,7 @@ pub(super) fn receive(
             break;
         };
         if let Some(message) = decode(&chain, mem, counters) {
-            handle(message, ports, counters);
+            handle(message, ports, sized, counters);
         }
         queue.complete(mem, chain, 0)?;
         returned = true;
@@ -126,7 +130,12 @@ fn decode(
     }
 }
 
-fn handle(message: ControlMessage, ports: &mut [Port], counters: &mut ConsoleCounters) {
+fn handle(
+    message: ControlMessage,
+    ports: &mut [Port],
+    sized: bool,
+    counters: &mut ConsoleCounters,
+) {
     if message.event == event::DEVICE_READY {
         match message.value {
             1 => ports.iter_mut().for_each(Port::announce),
@@ -140,7 +149,7 @@ fn handle(message: ControlMessage, ports: &mut [Port], counters: &mut ConsoleCou
         return;
     };
     match (message.event, message.value) {
-        (event::PORT_READY, 1) => port.introduce(),
+        (event::PORT_READY, 1) => port.introduce(sized),
         (event::PORT_READY, _) => counters.driver_refused += 1,
         (event::PORT_OPEN, 0) => port.close(counters),
         (event::PORT_OPEN, _) => port.open(),
@@ -148,12 +157,12 @@ fn handle(message: ControlMessage, ports: &mut [Port], counters: &mut ConsoleCou
     }
 }
 
-/// Sends what the device owes, as far as the driver has provided buffers.
+/// Sends what the device owes, as far as the driver has provided buffers; `size`: the console's.
 pub(super) fn send(
     queue: &mut Virtqueue,
     mem: &GuestMemoryMmap,
     interrupt: &dyn Interrupt,
-    ports: &mut [Port],
+    (ports, size): (&mut [Port], ConsoleSize),
     counters: &mut ConsoleCounters,
 ) -> Result<QueueProgress, GuestFault> {
     let mut progress = QueueProgress::Pending;
@@ -174,6 +183,10 @@ pub(super) fn send(
         let mut bytes = ControlMessage { id, event: due.event(), value: 1 }.to_le_bytes().to_vec();
         if due == Due::NAME {
             bytes.extend_from_slice(port.name().as_bytes());
+        } else if due == Due::SIZE {
+            // The specification's order. Linux had the fields the other way round until 6.15 and its
+            // stable series took the correction.
+            bytes.extend([size.columns, size.rows].iter().flat_map(|field| field.to_le_bytes()));
         }
         let written = write_whole(&chain, mem, &bytes, counters);
         if written > 0 {

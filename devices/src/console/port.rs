@@ -25,6 +25,15 @@ pub(super) enum WhenFull {
     Overwrite,
 }
 
+/// Columns and rows of the terminal behind a console; 0 when they are not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ConsoleSize {
+    /// Characters in a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
 /// One port.
 #[derive(Debug)]
 pub(super) struct Port {
@@ -39,6 +48,10 @@ pub(super) struct Port {
     to_guest: VecDeque<u8>,
     /// A transmit chain of which so many bytes have been taken.
     partial: Option<(PoppedChain, u32)>,
+    /// Transmit chains returned so far.
+    returned: u64,
+    /// The driver has been told, or is owed to be, what the port is.
+    introduced: bool,
 }
 
 impl Port {
@@ -52,6 +65,8 @@ impl Port {
             from_guest: VecDeque::new(),
             to_guest: VecDeque::new(),
             partial: None,
+            returned: 0,
+            introduced: false,
         }
     }
 
@@ -71,14 +86,40 @@ impl Port {
         self.from_guest.len()
     }
 
+    /// Whether it is the console port, which has no name.
+    pub(super) fn is_console(&self) -> bool {
+        self.name.is_empty()
+    }
+
+    pub(super) fn set_when_full(&mut self, when_full: WhenFull) {
+        self.when_full = when_full;
+    }
+
+    /// Transmit chains returned so far.
+    pub(super) fn returned(&self) -> u64 {
+        self.returned
+    }
+
     /// DEVICE_READY: the driver wants to hear of the port.
     pub(super) fn announce(&mut self) {
         self.due = Due::ADD;
+        self.introduced = false;
     }
 
-    /// PORT_READY: the driver wants to know what the port is.
-    pub(super) fn introduce(&mut self) {
-        self.due |= if self.name.is_empty() { Due::CONSOLE } else { Due::NAME } | Due::OPEN;
+    /// PORT_READY: the driver wants to know what the port is; `sized`: and how large.
+    pub(super) fn introduce(&mut self, sized: bool) {
+        self.due |= if self.is_console() { Due::CONSOLE } else { Due::NAME } | Due::OPEN;
+        self.introduced = true;
+        if sized {
+            self.resized();
+        }
+    }
+
+    /// The terminal has another size. A driver that does not know the port yet hears of it then.
+    pub(super) fn resized(&mut self) {
+        if self.is_console() && self.introduced {
+            self.due |= Due::SIZE;
+        }
     }
 
     /// PORT_OPEN 1.
@@ -101,7 +142,8 @@ impl Port {
     /// what explains the reset; half a conversation does not.
     pub(super) fn reset(&mut self, counters: &mut ConsoleCounters) {
         self.close(counters);
-        if self.when_full == WhenFull::Wait {
+        self.introduced = false;
+        if !self.is_console() {
             counters.bytes_discarded += count_of(self.from_guest.len());
             self.from_guest.clear();
         }
@@ -115,19 +157,21 @@ impl Port {
     ///
     /// None while the guest's side is closed: a driver discards such bytes.
     pub(super) fn push(&mut self, data: &[u8]) -> usize {
-        if !self.guest_open {
-            return 0;
-        }
-        let room = PORT_BUFFER_BYTES.saturating_sub(self.to_guest.len());
-        let taken = data.get(..room).unwrap_or(data);
+        let taken = data.get(..self.room_to_guest()).unwrap_or(data);
         self.to_guest.extend(taken);
         taken.len()
     }
 
-    /// Moves everything that the guest has sent to `out`; returns how much that was.
-    pub(super) fn pull(&mut self, out: &mut Vec<u8>) -> usize {
-        let len = self.from_guest.len();
-        out.extend(self.from_guest.drain(..));
+    /// Bytes that [`Self::push`] would take.
+    pub(super) fn room_to_guest(&self) -> usize {
+        let limit = if self.guest_open { PORT_BUFFER_BYTES } else { 0 };
+        limit.saturating_sub(self.to_guest.len())
+    }
+
+    /// Moves at most `max` bytes that the guest has sent to `out`; returns how many.
+    pub(super) fn pull(&mut self, out: &mut Vec<u8>, max: usize) -> usize {
+        let len = self.from_guest.len().min(max);
+        out.extend(self.from_guest.drain(..len));
         len
     }
 
@@ -160,6 +204,7 @@ impl Port {
             match self.accept(&chain, offset, mem, counters) {
                 Accepted::Whole => {
                     queue.complete(mem, chain, 0)?;
+                    self.returned += 1;
                     returned = true;
                 }
                 Accepted::UpTo(offset) => self.partial = Some((chain, offset)),
@@ -198,7 +243,8 @@ impl Port {
         Ok(if gave_up { QueueProgress::Pending } else { QueueProgress::Idle })
     }
 
-    fn is_full(&self) -> bool {
+    /// Whether the guest has to wait until the host reads.
+    pub(super) fn is_full(&self) -> bool {
         self.when_full == WhenFull::Wait && self.from_guest.len() >= PORT_BUFFER_BYTES
     }
 
@@ -224,7 +270,11 @@ impl Port {
         let total = buffers.readable_bytes();
         let (mut offset, end) = match self.when_full {
             WhenFull::Wait => (offset, total.min(offset.saturating_add(self.room()))),
-            WhenFull::Overwrite => (self.make_room(total, counters), total),
+            // The host may have stopped reading in the middle of a chain.
+            WhenFull::Overwrite => {
+                let left = total.saturating_sub(offset);
+                (offset.saturating_add(self.make_room(left, counters)), total)
+            }
         };
         let mut block = [0; COPY_BYTES];
         while offset < end {

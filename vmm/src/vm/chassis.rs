@@ -99,7 +99,7 @@ impl Chassis {
         let mut slots = Slots::new(ram.clone());
         let balloon = new_balloon(config, &ram)?;
         let balloon = balloon.map(|balloon| slots.insert(balloon)).transpose().map_err(eventfds)?;
-        let console = slots.insert(Console::new(AGENT_PORT_NAME)).map_err(eventfds)?;
+        let console = slots.insert(Console::new(AGENT_PORT_NAME, None)).map_err(eventfds)?;
         let entropy = config.entropy.map(|options| new_entropy(options, config.started));
         let entropy = entropy.map(|entropy| slots.insert(entropy)).transpose().map_err(eventfds)?;
         let drives = drives.into_iter().map(|drive| drive.insert_into(&mut slots));

@@ -1,6 +1,7 @@
 //! The console with a well-behaved driver, a slow host and hostile drivers.
 #![expect(clippy::cast_possible_truncation, reason = "test values are small")]
 
+mod hvc;
 mod stream;
 
 use abi::console::{AGENT_PORT_NAME, event};
@@ -19,6 +20,7 @@ const CONTROL_RX: usize = 2;
 const CONTROL_TX: usize = 3;
 const AGENT_RX: usize = 4;
 const AGENT_TX: usize = 5;
+const CONSOLE_RX: usize = 0;
 const CONSOLE_TX: usize = 1;
 /// Each queue has a window of guest memory for its buffers.
 const WINDOW: u64 = 0x10_0000;
@@ -32,8 +34,11 @@ struct Bench {
 
 impl Bench {
     fn new(features: u64) -> Self {
+        Self::with(Console::new(AGENT_PORT_NAME, None), features)
+    }
+
+    fn with(console: Console, features: u64) -> Self {
         let ram = Arc::new(TestRam::new(&[(0, RAM_BYTES)]));
-        let console = Console::new(AGENT_PORT_NAME);
         let irq = Arc::new(CountingIrq::default());
         let transport = MmioTransport::new(console, ram.clone(), irq);
         let mut bench = Self { transport, ram, queues: Vec::new(), next_head: [0; QUEUES] };
@@ -282,7 +287,7 @@ fn console_output_keeps_the_newest_bytes_and_never_blocks_the_guest() {
     bench.transmit(CONSOLE_TX, b"end");
     assert_eq!(bench.queues[CONSOLE_TX].take_all_used().len(), 7);
     let mut out = Vec::new();
-    assert_eq!(bench.console().console_read(&mut out), PORT_BUFFER_BYTES);
+    assert_eq!(bench.console().console_read(&mut out, usize::MAX), PORT_BUFFER_BYTES);
     assert!(out.ends_with(b"\x05end") && out.starts_with(&[2]));
     assert_eq!(bench.console().counters().bytes_overwritten, 2 * 0x4000 + 3);
 }
@@ -296,7 +301,7 @@ fn of_a_huge_console_buffer_only_the_end_is_read() {
     bench.offer(CONSOLE_TX, len, false);
     bench.kick(CONSOLE_TX);
     let mut out = Vec::new();
-    assert_eq!(bench.console().console_read(&mut out), PORT_BUFFER_BYTES);
+    assert_eq!(bench.console().console_read(&mut out, usize::MAX), PORT_BUFFER_BYTES);
     assert!(out.ends_with(b"\0tail"));
     assert_eq!(bench.console().counters().bytes_from_guest, u64::from(len));
 }
@@ -306,7 +311,7 @@ fn without_multiport_port_0_works_alone() {
     let mut bench = Bench::new(0);
     bench.transmit(CONSOLE_TX, b"hello");
     let mut out = Vec::new();
-    assert_eq!(bench.console().console_read(&mut out), 5);
+    assert_eq!(bench.console().console_read(&mut out, usize::MAX), 5);
     bench.transmit(CONTROL_TX, &[0; 8]);
     assert_eq!(bench.queues[CONTROL_TX].take_used(), None, "no control queues then");
 }
@@ -334,7 +339,11 @@ fn a_reset_closes_the_port_and_ends_the_conversation() {
     assert_eq!(bench.read_agent(), b"");
     assert_eq!(bench.console().counters().bytes_discarded, PORT_BUFFER_BYTES as u64 + 8);
     let mut out = Vec::new();
-    assert_eq!(bench.console().console_read(&mut out), 7, "the console's last words stay");
+    assert_eq!(
+        bench.console().console_read(&mut out, usize::MAX),
+        7,
+        "the console's last words stay"
+    );
 
     bench.open();
     assert_eq!(bench.console().guest_sessions(), sessions + 1);
