@@ -31,6 +31,11 @@ struct Session {
 impl Session {
     /// Runs a guest that echoes what is typed, and powers off after a `q`.
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with more options of `aerostat run`.
+    fn start_with(options: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let kernel = dir.path().join("echo.elf");
         let payload = Payload::new().print("ready>").echo_until_q().power_off();
@@ -46,6 +51,7 @@ impl Session {
             .args([OsStr::new("run"), OsStr::new("--memory"), OsStr::new("8M")])
             .args([OsStr::new("--kernel"), kernel.as_os_str(), OsStr::new("--api-sock")])
             .arg(dir.path().join("vm.sock"))
+            .args(options)
             .stdin(Stdio::from(terminal.try_clone().expect("dup")))
             .stdout(Stdio::from(terminal.try_clone().expect("dup")))
             .stderr(Stdio::from(terminal.try_clone().expect("dup")));
@@ -168,6 +174,20 @@ fn the_quit_key_ends_the_vm_and_restores_the_terminal() {
         return;
     }
     let session = Session::start();
+    session.type_keys(b"\x01x");
+    session.ended_with(0);
+}
+
+#[test]
+fn with_the_input_on_hvc0_the_serial_output_is_shown_and_the_quit_key_works() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let session = Session::start_with(&["--console", "hvc0"]);
+    assert!(session.is_raw());
+    // Nobody takes these keys: this guest has no virtio console. A new window size finds nobody either.
+    session.type_keys(b"hello");
+    session.signal(libc::SIGWINCH);
     session.type_keys(b"\x01x");
     session.ended_with(0);
 }

@@ -10,6 +10,11 @@ pub const MAX_BYTES: usize = 2047;
 /// probing of what this machine does not have, a reset instead of a hang after a panic.
 pub const DEFAULT_FOR_FILES: &str = "console=ttyS0 reboot=k panic=1";
 
+/// The same with the console on virtio. The serial port speaks until its driver is there, as a boot
+/// console, which Linux drops then without printing everything twice.
+pub const DEFAULT_FOR_FILES_ON_HVC: &str =
+    "console=hvc0 earlycon=uart8250,io,0x3f8 reboot=k panic=1";
+
 /// The words that announce a virtio-mmio window, as Linux's `virtio_mmio.device=` takes them.
 ///
 /// Source: Linux Documentation/admin-guide/kernel-parameters.txt.

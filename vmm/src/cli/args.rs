@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use guest_ram::BackingKind;
 
 use super::value::{self, BalloonOptions, DriveArgument, OnResetArgument};
+use crate::vm::config::GuestConsole;
 
 /// A KVM micro-VMM whose subject is guest memory.
 ///
@@ -81,6 +82,9 @@ pub(super) struct RunOptions {
     #[arg(long, value_name = "PATH")]
     #[arg(conflicts_with_all = ["size", "vcpus", "kernel", "cmdline", "balloon"])]
     pub(super) config_file: Option<PathBuf>,
+    /// Guest console that standard input goes to; with hvc0, the output of both is shown
+    #[arg(long, value_name = "CONSOLE", default_value = "ttyS0")]
+    pub(super) console: ConsoleArgument,
     /// Populate guest RAM before the guest starts
     #[arg(long)]
     pub(super) prefault: bool,
@@ -128,6 +132,26 @@ pub(super) struct MemoryOptions {
     /// Host memory behind guest RAM: anon, memfd
     #[arg(long, value_name = "KIND", default_value_t = BackingKind::Anon)]
     pub(super) backing: BackingKind,
+}
+
+/// What `--console` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ConsoleArgument {
+    /// The serial port
+    #[value(name = "ttyS0")]
+    Serial,
+    /// The virtio console
+    #[value(name = "hvc0")]
+    Virtio,
+}
+
+impl From<ConsoleArgument> for GuestConsole {
+    fn from(console: ConsoleArgument) -> Self {
+        match console {
+            ConsoleArgument::Serial => Self::Serial,
+            ConsoleArgument::Virtio => Self::Virtio,
+        }
+    }
 }
 
 /// What `--log-level` takes.
@@ -342,6 +366,20 @@ mod tests {
         assert!(parse("aerostat serve --no-api").unwrap_err().contains("--config-file"));
         let message = parse("aerostat run --config-file a --memory 1G").unwrap_err();
         assert!(message.contains("--config-file") && message.contains("--memory"), "{message}");
+    }
+
+    #[test]
+    fn consoles_are_taken_by_the_names_that_linux_gives_them() {
+        for (line, expected) in [
+            ("aerostat run", ConsoleArgument::Serial),
+            ("aerostat run --console ttyS0", ConsoleArgument::Serial),
+            ("aerostat run --console hvc0", ConsoleArgument::Virtio),
+        ] {
+            let Ok(Command::Run(options)) = parse(line) else { panic!("{line}") };
+            assert_eq!(options.console, expected, "{line}");
+        }
+        let message = parse("aerostat run --console tty0").unwrap_err();
+        assert!(message.contains("ttyS0, hvc0"), "{message}");
     }
 
     #[test]

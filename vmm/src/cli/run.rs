@@ -33,8 +33,8 @@ pub(super) fn run(options: RunOptions, started: Instant) -> Result<u8, Failure> 
     let config = match &options.config_file {
         Some(file) => {
             let (backing, prefault) = (options.memory.backing, options.prefault);
-            let on_reset = options.on_reset.into();
-            VmConfig { backing, prefault, on_reset, ..configured(file, id, started)? }
+            let (on_reset, console) = (options.on_reset.into(), options.console.into());
+            VmConfig { backing, prefault, on_reset, console, ..configured(file, id, started)? }
         }
         None => configure(options, id, started),
     };
@@ -98,6 +98,7 @@ fn configure(options: RunOptions, id: String, started: Instant) -> VmConfig {
         prefault: options.prefault,
         on_reset: options.on_reset.into(),
         drives: options.drives.into_iter().enumerate().map(drive).collect(),
+        console: options.console.into(),
         balloon: Some(BalloonConfig { target: balloon.target, ..BalloonConfig::default() }),
         ..VmConfig::new(started)
     }

@@ -4,6 +4,7 @@
 //! `OutputQueue`; the event loop empties that into the output file without
 //! blocking (`Output`). When the queue is full, bytes are dropped and counted.
 //! Input flows the other way only as fast as the guest reads it (`Input`).
+//! Queue, files and terminal serve the virtio console as well (`vm::stdio`).
 //!
 //! Lock order: UART, then output queue. Neither is held across a system call
 //! that can block.
@@ -24,8 +25,10 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use escape::HINT as QUIT_HINT;
-pub(crate) use input::{Input, InputEvent};
+pub(crate) use input::{Input, InputEvent, InputSink};
 pub(crate) use output::Output;
+#[cfg(test)]
+pub(crate) use queue::CAPACITY as OUTPUT_CAPACITY;
 pub(crate) use queue::OutputQueue;
 
 use crate::line::Line;

@@ -91,7 +91,7 @@ impl Output {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => false,
             Err(error) => {
-                log::warn!("serial: output failed, later output is dropped: {error}");
+                log::warn!("console: output failed, later output is dropped: {error}");
                 self.mode = Mode::Closed;
                 queue.discard_all();
                 true
@@ -110,7 +110,8 @@ impl Output {
             }
             let Some(fd) = self.poll_fd() else { return };
             if !poll_writable(fd, timeout_ms) {
-                log::warn!("serial: the reader is stuck, output is dropped");
+                log::warn!("console: the reader is stuck, output is dropped");
+                self.mode = Mode::Closed;
                 queue.discard_all();
                 return;
             }

@@ -62,6 +62,11 @@ impl OutputQueue {
         }
     }
 
+    /// Bytes that [`Self::push`] would take.
+    pub(crate) fn room(&self) -> usize {
+        CAPACITY - self.lock().len()
+    }
+
     /// Hands the front part of the queue to `write` until nothing is left, and drops what it took.
     ///
     /// `write` runs without the lock, on a copy of at most a page. A guest that

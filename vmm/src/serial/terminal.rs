@@ -9,6 +9,8 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Once, OnceLock};
 
+use devices::console::ConsoleSize;
+
 /// Standard input, the only terminal that is ever set raw.
 const TTY: libc::c_int = libc::STDIN_FILENO;
 /// Signals that end the process where no destructor runs.
@@ -54,6 +56,21 @@ impl Drop for RawTerminal {
     fn drop(&mut self) {
         restore();
     }
+}
+
+/// Size of the terminal that standard output, or else standard input, is; `None` when neither knows one.
+pub(crate) fn size() -> Option<ConsoleSize> {
+    [libc::STDOUT_FILENO, libc::STDIN_FILENO].into_iter().find_map(|fd| {
+        let mut size = MaybeUninit::<libc::winsize>::uninit();
+        // SAFETY: TIOCGWINSZ writes one winsize, for which `size` is valid.
+        if unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, size.as_mut_ptr()) } != 0 {
+            return None;
+        }
+        // SAFETY: the call returned 0, so it has filled it in.
+        let size = unsafe { size.assume_init() };
+        let known = size.ws_col != 0 && size.ws_row != 0;
+        known.then_some(ConsoleSize { columns: size.ws_col, rows: size.ws_row })
+    })
 }
 
 /// Gives the terminal its settings back, once. Async-signal-safe.

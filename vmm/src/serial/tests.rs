@@ -118,8 +118,8 @@ fn input_waits_for_the_guest_when_the_uart_is_full() {
     let (reader, mut writer) = pipe();
     let mut input = Input::new(reader, false);
     writer.write_all(&[b'k'; 100]).expect("write");
-    assert_eq!(input.pump(&com1), InputEvent::WaitForGuest);
-    assert_eq!(input.pump(&com1), InputEvent::WaitForGuest, "nothing more is read");
+    assert_eq!(input.pump(&mut &com1), InputEvent::WaitForGuest);
+    assert_eq!(input.pump(&mut &com1), InputEvent::WaitForGuest, "nothing more is read");
     let mut read = 0;
     while com1.read(LSR) & LSR_DATA_READY != 0 {
         assert_eq!(com1.read(0), b'k');
@@ -127,12 +127,45 @@ fn input_waits_for_the_guest_when_the_uart_is_full() {
     }
     assert_eq!(read, 64);
     assert_eq!(com1.drained.read().expect("the guest drained the UART"), 1);
-    assert_eq!(input.pump(&com1), InputEvent::WaitForFile);
+    assert_eq!(input.pump(&mut &com1), InputEvent::WaitForFile);
     drop(writer);
     while com1.read(LSR) & LSR_DATA_READY != 0 {
         com1.read(0);
     }
-    assert_eq!(input.pump(&com1), InputEvent::End);
+    assert_eq!(input.pump(&mut &com1), InputEvent::End);
+}
+
+/// A guest that did not read its full UART kept the operator from ending it.
+#[test]
+fn the_quit_key_is_heard_though_the_guest_takes_nothing_and_type_ahead_is_not_lost() {
+    let com1 = com1();
+    let (reader, mut writer) = pipe();
+    let mut input = Input::new(reader, true);
+    writer.write_all(&[b'k'; 100]).expect("write");
+    assert_eq!(input.pump(&mut &com1), InputEvent::WaitForFile);
+    let mut read = 0;
+    for _ in 0..2 {
+        while com1.read(LSR) & LSR_DATA_READY != 0 {
+            assert_eq!(com1.read(0), b'k');
+            read += 1;
+        }
+        input.flush(&mut &com1);
+    }
+    assert_eq!(read, 100);
+    writer.write_all(&[b'k'; 200]).expect("write");
+    assert_eq!(input.pump(&mut &com1), InputEvent::WaitForFile);
+    writer.write_all(b"\x01x").expect("write");
+    assert_eq!(input.pump(&mut &com1), InputEvent::Quit);
+}
+
+#[test]
+fn type_ahead_is_bounded() {
+    let com1 = com1();
+    let (reader, mut writer) = pipe();
+    let mut input = Input::new(reader, true);
+    writer.write_all(&[b'k'; 10_000]).expect("write");
+    assert_eq!(input.pump(&mut &com1), InputEvent::WaitForFile);
+    assert_eq!(input.pump(&mut &com1), InputEvent::WaitForGuest);
 }
 
 #[test]
@@ -141,7 +174,7 @@ fn quitting_is_for_typed_input_only() {
         let com1 = com1();
         let (reader, mut writer) = pipe();
         writer.write_all(b"\x01x").expect("write");
-        assert_eq!(Input::new(reader, typed).pump(&com1), expected);
+        assert_eq!(Input::new(reader, typed).pump(&mut &com1), expected);
     }
 }
 

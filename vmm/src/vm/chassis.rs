@@ -9,7 +9,7 @@ use abi::console::AGENT_PORT_NAME;
 use abi::platform::{SCI_GSI, SERIAL_GSI};
 use aerostat_api as api;
 use devices::balloon::{Balloon, BalloonOptions, ReleaseMode};
-use devices::console::Console;
+use devices::console::{Console, ConsoleSize};
 use devices::entropy::Entropy;
 use devices::ram::GuestRam;
 use guest_ram::{HostRam, Prefault};
@@ -21,7 +21,7 @@ use super::StartError;
 use super::balloon_worker::{BalloonWorker, HostClock};
 use super::board::Board;
 use super::config::describe::mib;
-use super::config::{Kernel, OnReset, VmConfig};
+use super::config::{GuestConsole, Kernel, OnReset, SerialPort, VmConfig};
 use super::drives::{Drives, InsertedDrive, OpenDrive};
 use super::entropy::{EntropyService, new_entropy};
 use super::handle::{VmInfo, VmState};
@@ -30,12 +30,12 @@ use super::vcpu::{ExitCounters, VcpuEvents, Vcpus};
 use super::window::{Place, Window};
 use crate::acpi::pm1::Pm1;
 use crate::acpi::{AcpiError, MachineDescription, Tables, VirtioSlot};
-use crate::boot::cmdline::{self, DEFAULT_FOR_FILES};
+use crate::boot::cmdline::{self, DEFAULT_FOR_FILES, DEFAULT_FOR_FILES_ON_HVC};
 use crate::boot::{BootError, BootInfo, Entry, InitrdFile, KernelImage};
 use crate::kvm::machine::Machine;
 use crate::kvm::{Host, KvmError};
 use crate::line::{KvmLevelLine, Line};
-use crate::serial::Com1;
+use crate::serial::{Com1, terminal};
 
 /// The argument parser's, whose stack the C library has kept: no further memory.
 const KVM_THREAD_STACK: usize = 512 << 10;
@@ -99,7 +99,8 @@ impl Chassis {
         let mut slots = Slots::new(ram.clone());
         let balloon = new_balloon(config, &ram)?;
         let balloon = balloon.map(|balloon| slots.insert(balloon)).transpose().map_err(eventfds)?;
-        let console = slots.insert(Console::new(AGENT_PORT_NAME, None)).map_err(eventfds)?;
+        let console =
+            slots.insert(Console::new(AGENT_PORT_NAME, console_size(config))).map_err(eventfds)?;
         let entropy = config.entropy.map(|options| new_entropy(options, config.started));
         let entropy = entropy.map(|entropy| slots.insert(entropy)).transpose().map_err(eventfds)?;
         let drives = drives.into_iter().map(|drive| drive.insert_into(&mut slots));
@@ -298,11 +299,22 @@ fn acpi_tables(vcpus: u8, slots: &Slots) -> Result<Tables, AcpiError> {
     Tables::new(&MachineDescription { vcpus, slots: &slots })
 }
 
+/// Size of the terminal behind the virtio console, if it is one.
+fn console_size(config: &VmConfig) -> Option<ConsoleSize> {
+    match (&config.serial, config.console) {
+        (SerialPort::Stdio, GuestConsole::Virtio) => terminal::size(),
+        (SerialPort::Stdio | SerialPort::Files { .. } | SerialPort::Null, _) => None,
+    }
+}
+
 /// The operator's words, or the kernel's default, where the root is, then the device announcements.
 fn command_line(config: &VmConfig, slots: &Slots) -> String {
     let default = match config.kernel {
         Kernel::Embedded | Kernel::Image(_) => "",
-        Kernel::Path(_) => DEFAULT_FOR_FILES,
+        Kernel::Path(_) => match config.console {
+            GuestConsole::Serial => DEFAULT_FOR_FILES,
+            GuestConsole::Virtio => DEFAULT_FOR_FILES_ON_HVC,
+        },
     };
     let announcements: Vec<_> =
         slots.places().map(|place| cmdline::announce(place.base, place.gsi)).collect();

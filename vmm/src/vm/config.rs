@@ -48,8 +48,10 @@ pub struct VmConfig {
     pub entropy: Option<EntropyConfig>,
     /// Block devices in the order in which the guest finds them; at most [`MAX_DRIVES`].
     pub drives: Vec<DriveConfig>,
-    /// Where the serial console goes.
+    /// Where the guest's consoles go.
     pub serial: SerialPort,
+    /// Which of them has the input.
+    pub console: GuestConsole,
     /// Where metrics are written, if anywhere: a file or FIFO in non-blocking mode.
     pub metrics: Option<File>,
     /// The configuration in the words that it came in; `None`: it is put into words from the other fields.
@@ -75,6 +77,7 @@ impl VmConfig {
             entropy: Some(EntropyConfig::default()),
             drives: Vec::new(),
             serial: SerialPort::Stdio,
+            console: GuestConsole::default(),
             metrics: None,
             description: None,
             started,
@@ -221,7 +224,17 @@ pub struct DriveConfig {
     pub is_root_device: bool,
 }
 
-/// Where the serial console goes.
+/// The console of a guest that its operator speaks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GuestConsole {
+    /// The serial port: Linux's `ttyS0`. What the guest writes to `hvc0` is not shown.
+    #[default]
+    Serial,
+    /// Port 0 of the virtio console: Linux's `hvc0`. What the guest writes to the serial port is shown as well.
+    Virtio,
+}
+
+/// Where the guest's consoles go.
 #[derive(Debug)]
 pub enum SerialPort {
     /// Standard input and output; raw mode when both are a terminal in the foreground.

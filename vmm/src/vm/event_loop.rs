@@ -27,7 +27,7 @@ use super::handle::{Metric, Reply, VmError, VmRequest, VmState};
 use super::mailbox::Mailbox;
 use super::metrics_file::MetricsFile;
 use super::poll::Poller;
-use super::stdio::Stdio;
+use super::stdio::{Stdio, Turn};
 use super::vcpu::{VcpuEvent, Vcpus};
 use super::window::Window;
 use super::{NotStarted, OnReset, StartError, chain, metrics};
@@ -43,12 +43,14 @@ pub(super) enum Token {
     Vcpus,
     /// A signal that ends the VM.
     Signal,
-    /// The guest wrote to the serial console.
+    /// The guest wrote to a console.
     SerialOutput,
-    /// The serial output has room.
+    /// The consoles' output has room.
     SerialWritable,
-    /// The serial input has bytes.
+    /// The consoles' input has bytes.
     SerialInput,
+    /// The terminal has another size.
+    Resized,
     /// The guest read all serial input.
     SerialDrained,
     /// The guest notified a console queue.
@@ -107,6 +109,8 @@ pub(super) struct EventLoop {
     ready_us: Option<u64>,
     /// Console chains are left to be served without another kick.
     console_pending: bool,
+    /// The console or its output has changed: the consoles' side of the host has its turn.
+    hvc_due: bool,
     entropy: Option<EntropyService>,
 }
 
@@ -135,6 +139,7 @@ impl EventLoop {
             stopping: None,
             ready_us: None,
             console_pending: false,
+            hvc_due: false,
             entropy,
         })
     }
@@ -177,6 +182,13 @@ impl EventLoop {
         if let Some(entropy) = &mut self.entropy {
             entropy.turn();
         }
+        let late = self.parts.stdio.deadline().is_some_and(|deadline| deadline <= Instant::now());
+        if std::mem::take(&mut self.hvc_due) || late {
+            let turn = self.parts.stdio.serve_hvc(&mut self.poller)?;
+            if let Some(end) = self.stdio_served(turn) {
+                return Ok(Some(end));
+            }
+        }
         let expired = self.deadline().is_some_and(|deadline| deadline <= Instant::now());
         Ok(expired.then_some(ExitReason::Stopped { by_guest: false }))
     }
@@ -185,7 +197,8 @@ impl EventLoop {
     fn wake_at(&self) -> Option<Instant> {
         let console = self.console_pending.then(Instant::now);
         let entropy = self.entropy.as_ref().and_then(EntropyService::deadline);
-        [self.deadline(), console, entropy].into_iter().flatten().min()
+        let stdio = self.parts.stdio.deadline();
+        [self.deadline(), console, entropy, stdio].into_iter().flatten().min()
     }
 
     /// When a stop ends the VM whatever the guest does.
@@ -204,14 +217,18 @@ impl EventLoop {
                     return Ok(Some(ExitReason::Stopped { by_guest: false }));
                 }
             }
-            Token::SerialOutput | Token::SerialWritable => self.parts.stdio.pump_output(poller)?,
+            Token::SerialOutput | Token::SerialWritable => {
+                self.parts.stdio.pump_output(poller)?;
+                self.hvc_due = true;
+            }
+            Token::Resized => self.parts.stdio.resized(),
             Token::SerialInput => {
-                let quit = self.parts.stdio.pump_input(poller)?;
-                return Ok(quit.then_some(ExitReason::Stopped { by_guest: false }));
+                let turn = self.parts.stdio.pump_input(poller)?;
+                return Ok(self.stdio_served(turn));
             }
             Token::SerialDrained => {
-                let quit = self.parts.stdio.drained(poller)?;
-                return Ok(quit.then_some(ExitReason::Stopped { by_guest: false }));
+                let turn = self.parts.stdio.drained(poller)?;
+                return Ok(self.stdio_served(turn));
             }
             Token::ConsoleQueue(queue) => {
                 if let Some(doorbell) = self.console().doorbells().get(usize::from(queue)) {
@@ -236,9 +253,16 @@ impl EventLoop {
         &self.parts.chassis.console
     }
 
+    /// What a turn of the guest's consoles means for the loop.
+    fn stdio_served(&mut self, turn: Turn) -> Option<ExitReason> {
+        self.console_pending |= turn.more;
+        turn.quit.then_some(ExitReason::Stopped { by_guest: false })
+    }
+
     /// Moves bytes between the agent and its port after the console did something.
     fn console_served(&mut self, progress: QueueProgress) {
         self.console_pending = progress == QueueProgress::Pending;
+        self.hvc_due = true;
         let mut transport = self.parts.chassis.console.lock();
         let console = transport.device_mut();
         let sessions = console.guest_sessions();

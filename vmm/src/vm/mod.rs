@@ -13,6 +13,7 @@ mod entropy;
 pub(crate) mod event_loop;
 pub mod exit;
 pub mod handle;
+mod hvc;
 mod mailbox;
 mod metrics;
 mod metrics_file;
@@ -160,7 +161,8 @@ impl Machinery {
             .transpose()
             .map_err(|source| StartError::host("Starting the metrics thread", source))?;
         // Last: the terminal becomes raw.
-        let stdio = Stdio::open(config.serial, chassis.com1.clone(), drained)
+        let com1 = (chassis.com1.clone(), drained);
+        let stdio = Stdio::open(config.serial, config.console, com1, chassis.console.clone())
             .map_err(|source| StartError::host("Connecting the serial console", source))?;
         Ok((Self { chassis, balloon, drives, stdio, metrics, vcpu_events, vcpu_wake }, before))
     }
