@@ -26,7 +26,7 @@ fn read(bench: &mut Bench, max: usize) -> Vec<u8> {
 #[test]
 fn output_waits_for_a_host_that_reads_and_arrives_whole() {
     let mut bench = opened();
-    let data: Vec<u8> = (0..6 * 0x4000).map(|n| (n % 251) as u8).collect();
+    let data: Vec<u8> = (0..6 * 0x4000usize).map(|n| (n % 251) as u8).collect();
     for block in data.chunks(0x4000) {
         bench.transmit(CONSOLE_TX, block);
     }
