@@ -139,10 +139,10 @@ impl Vm {
         Self { child, console: String::new(), start }
     }
 
-    /// Reads the console until `mark` is on it; the milliseconds since the start.
+    /// Reads the console until `mark` is on it, in a line that has ended; the milliseconds since the start.
     fn wait_for(&mut self, mark: &str) -> f64 {
         let mut bytes = [0; 4096];
-        while !self.console.contains(mark) {
+        while !self.console.rsplit_once(mark).is_some_and(|(_, rest)| rest.contains('\n')) {
             let console = self.child.stdout.as_mut().expect("it is piped");
             let read = console.read(&mut bytes).expect("the console is readable");
             assert!(read > 0, "the VM ended before {mark:?}: {}", self.console);
@@ -151,13 +151,15 @@ impl Vm {
         self.start.elapsed().as_secs_f64() * 1e3
     }
 
-    /// Runs a command in the guest and returns what it printed.
-    fn run(&mut self, number: u32, command: &str) -> String {
+    /// MB/s of a job in the guest, by this program's clock.
+    fn rate(&mut self, number: u32, job: &Job) -> f64 {
+        let start = Instant::now();
+        let command = job.command("/dev/vda", "iflag=direct", "oflag=direct");
         let keys = self.child.stdin.as_mut().expect("it is piped");
         writeln!(keys, "{number} {command}").expect("the VM reads its console");
-        self.wait_for(&format!("@{number} exit"));
-        let (_, answer) = self.console.rsplit_once(&format!("@{number} begin")).expect("it began");
-        answer.to_owned()
+        self.wait_for(&format!("@{number} exit "));
+        assert!(self.console.contains(&format!("@{number} exit 0\n")), "{}", self.console);
+        job.rate(start)
     }
 
     /// KiB of memory beyond the guest's RAM: private dirty, and the proportional share.
@@ -194,9 +196,37 @@ struct Samples {
     write: Vec<f64>,
 }
 
-const READ: &str = "dd if=/dev/vda of=/dev/null bs=1M iflag=direct";
-const READ_4K: &str = "dd if=/dev/vda of=/dev/null bs=4k count=512 iflag=direct";
-const WRITE: &str = "dd if=/dev/zero of=/dev/vda bs=1M count=32 oflag=direct conv=fsync";
+/// What is read or written, so much of it that the time of a command is lost in it.
+struct Job {
+    block: u64,
+    count: u64,
+    rounds: u64,
+    is_write: bool,
+}
+
+const READ: Job = Job { block: MIB, count: 32, rounds: 8, is_write: false };
+const READ_4K: Job = Job { block: 4096, count: 1024, rounds: 2, is_write: false };
+const WRITE: Job = Job { block: MIB, count: 32, rounds: 4, is_write: true };
+
+impl Job {
+    /// The job as one line of shell. A write ends with a flush.
+    fn command(&self, file: &str, read_flag: &str, write_flag: &str) -> String {
+        let Self { block, count, rounds, is_write } = self;
+        let files = if *is_write {
+            format!("if=/dev/zero of={file} {write_flag} conv=fsync,notrunc")
+        } else {
+            format!("if={file} of=/dev/null {read_flag}")
+        };
+        format!(
+            "for i in $(seq {rounds}); do dd {files} bs={block} count={count} 2>/dev/null || exit 1; done"
+        )
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "bytes far below 2^52")]
+    fn rate(&self, start: Instant) -> f64 {
+        (self.block * self.count * self.rounds) as f64 / 1e6 / start.elapsed().as_secs_f64()
+    }
+}
 
 fn measure(runs: usize) {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -227,10 +257,19 @@ fn measure(runs: usize) {
         }
         println!();
     }
-    let [read, read_4k] = [READ, READ_4K].map(|command| {
-        let command =
-            command.replace("/dev/vda", &drive.display().to_string()).replace(" iflag=direct", "");
-        cell((0..runs).map(|_| rate(&shell(&command))).collect())
+    let [read, read_4k] = [READ, READ_4K].map(|job| {
+        let command = job.command(&drive.display().to_string(), "", "");
+        cell(
+            (0..runs)
+                .map(|_| {
+                    let start = Instant::now();
+                    let status =
+                        Command::new("sh").args(["-c", &command]).status().expect("a shell");
+                    assert!(status.success(), "{command}");
+                    job.rate(start)
+                })
+                .collect(),
+        )
     });
     println!("The same file read in L1: {read} MB/s by 1 MiB, {read_4k} MB/s by 4 KiB");
 }
@@ -243,25 +282,10 @@ fn sample(vmm: Vmm, image: &LinuxImage, drive: &Path, dir: &Path, samples: &mut 
     samples.dirty_kib.push(dirty);
     samples.pss_kib.push(pss);
     if vmm != Vmm::Q35 {
-        samples.read.push(rate(&vm.run(1, READ)));
-        samples.read_4k.push(rate(&vm.run(2, READ_4K)));
-        samples.write.push(rate(&vm.run(3, WRITE)));
+        samples.read.push(vm.rate(1, &READ));
+        samples.read_4k.push(vm.rate(2, &READ_4K));
+        samples.write.push(vm.rate(3, &WRITE));
     }
-}
-
-fn shell(command: &str) -> String {
-    let output =
-        Command::new("sh").args(["-c", &format!("{command} 2>&1")]).output().expect("a shell");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// MB/s from what `dd` prints: `N bytes (…) copied, S seconds, …`.
-fn rate(printed: &str) -> f64 {
-    let number = |before: &str| -> f64 {
-        let (text, _) = printed.split_once(before).unwrap_or_else(|| panic!("no rate: {printed}"));
-        text.split_whitespace().next_back().and_then(|n| n.parse().ok()).expect("a number")
-    };
-    number(" bytes") / number(" seconds") / 1e6
 }
 
 /// Median, minimum and maximum.

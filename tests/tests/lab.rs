@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use system_tests::kvm::say_loudly;
-use system_tests::lab::{Item, Plan, Session, packages_missing, test_binaries};
+use system_tests::lab::{Ended, Item, Plan, Session, packages_missing, test_binaries};
 
 /// Series of stock kernels to run under.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
@@ -19,6 +19,9 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     let (passes, mut trials) = prepare(&arguments);
     trials.extend(passes.iter().flat_map(Pass::trials));
+    if !passes.is_empty() {
+        trials.push(Trial::test("what_hangs_or_crashes_in_l1_costs_only_itself", broken_items));
+    }
     if !arguments.list {
         passes.iter().for_each(Pass::start);
     }
@@ -43,6 +46,39 @@ fn prepare(arguments: &Arguments) -> (Vec<Pass>, Vec<Trial>) {
         }
     }
     (passes, lacking)
+}
+
+/// Runs what hangs, what dies and what takes L1 along.
+fn broken_items() -> Result<(), Failed> {
+    let item = |name: &str, command: &str| Item {
+        name: name.to_owned(),
+        command: format!("sh -c '{command}'"),
+        limit_s: 3,
+    };
+    let items = vec![
+        item("hangs", "echo before; sleep 1000"),
+        item("dies", "kill -SEGV $$"),
+        item("works", "echo fine"),
+        item("panics", "echo c >/proc/sysrq-trigger"),
+        item("late", "true"),
+    ];
+    let plan = Plan { files: Vec::new(), items: items.clone() };
+    let session = Session::start(SERIES[0], &plan, 90);
+    let [hangs, dies, works, panics, late] =
+        ["hangs", "dies", "works", "panics", "late"].map(|name| session.wait(name));
+    session.times();
+    let hangs = hangs?;
+    assert!(hangs.status != 0 && hangs.tenths >= 30, "{hangs:?}");
+    assert!(hangs.output.starts_with("before\n"), "{hangs:?}");
+    assert!(judge_ended(&hangs, &items[0]).is_err_and(|why| why.contains("killed after its 3 s")));
+    let dies = dies?;
+    assert_eq!(dies.status, 128 + libc::SIGSEGV, "{dies:?}");
+    assert_eq!(works?.output, "fine\n");
+    let why = panics.expect_err("nothing comes after a panic");
+    assert!(why.contains("L1 ended while it ran") && why.contains("Kernel panic"), "{why}");
+    let why = late.expect_err("nothing comes after a panic");
+    assert!(why.contains("not run: L1 ended during panics"), "{why}");
+    Ok(())
 }
 
 /// Where packages are missing a user gets a loud skip; where KVM tests are required, a failure.
@@ -125,6 +161,10 @@ fn judge(session: &Session, item: &Item) -> Result<(), Failed> {
     for line in ended.output.lines().filter(|line| line.starts_with("SKIPPED")) {
         say_loudly(line);
     }
+    Ok(judge_ended(&ended, item)?)
+}
+
+fn judge_ended(ended: &Ended, item: &Item) -> Result<(), String> {
     if ended.status == 0 {
         return Ok(());
     }
@@ -134,5 +174,5 @@ fn judge(session: &Session, item: &Item) -> Result<(), Failed> {
     } else {
         format!("exit status {}", ended.status)
     };
-    Err(format!("{how}, {} of L1's clock:\n{}", seconds(ended.tenths), ended.output).into())
+    Err(format!("{how}, {} of L1's clock:\n{}", seconds(ended.tenths), ended.output))
 }

@@ -212,3 +212,13 @@ fn defines(text: &str, symbol: &str) -> bool {
     });
     rust || text.lines().any(|line| line.trim_start().starts_with(&format!("{symbol}:")))
 }
+
+#[test]
+fn the_readme_installs_the_packages_that_ci_installs() {
+    let read =
+        |path| fs::read_to_string(workspace_root().join(path)).expect("it is in the checkout");
+    let packages = read("tests/lab/packages");
+    let line = format!("apt-get install --no-install-recommends {}\n", packages.trim());
+    assert!(read("README.md").contains(&line), "README.md lacks: {line}");
+    assert!(read(".ci/run").contains("$(<tests/lab/packages)"));
+}
