@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod binary;
+pub mod bzimage;
 pub mod fuzzing;
 pub mod host_memory;
 pub mod kvm;

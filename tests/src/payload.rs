@@ -1,7 +1,7 @@
-//! Tiny kernels for tests of the machine around a guest: a PVH ELF file made of a few instructions.
+//! Tiny kernels for tests of the machine around a guest: an ELF file made of a few instructions.
 //!
-//! The code is 32-bit, starts in protected mode without paging, and ends in a
-//! loop that halts. Sources: Intel SDM vol. 2 for the encodings, System V ABI
+//! The code starts in protected mode without paging if there is a PVH note, else in long mode, and ends in a
+//! loop that halts; most instructions here do the same in both. Sources: Intel SDM vol. 2 for the encodings, System V ABI
 //! for ELF, Xen's "x86/HVM direct boot ABI" for the note.
 
 use abi::platform::{
@@ -143,16 +143,60 @@ impl Payload {
         ])
     }
 
-    /// The ELF file: the code, then `hlt` for ever.
+    /// `mov eax, [ebx + offset]`, or of RBX in long mode: PVH's start info and what it leads to.
+    pub fn load_start_info(self, offset: u32) -> Self {
+        self.raw(&[0x8b, 0x83]).raw(&offset.to_le_bytes())
+    }
+
+    /// `mov ebx, [ebx + offset]`.
+    pub fn follow_start_info(self, offset: u32) -> Self {
+        self.raw(&[0x8b, 0x9b]).raw(&offset.to_le_bytes())
+    }
+
+    /// `mov eax, [rsi + offset]`: the zero page of Linux's boot protocol and what it leads to.
+    pub fn load_zero_page(self, offset: u32) -> Self {
+        self.raw(&[0x8b, 0x86]).raw(&offset.to_le_bytes())
+    }
+
+    /// `mov esi, [rsi + offset]`.
+    pub fn follow_zero_page(self, offset: u32) -> Self {
+        self.raw(&[0x8b, 0xb6]).raw(&offset.to_le_bytes())
+    }
+
+    /// Prints `L` in long mode and `K` in protected mode.
+    pub fn print_mode(self) -> Self {
+        // xor eax, eax; mov al, 'K'; then 48 ff c0: `inc rax`, or `dec eax; inc eax`.
+        self.raw(&[0x31, 0xc0, 0xb0, b'K', 0x48, 0xff, 0xc0]).mov_dx(SERIAL_PORT).raw(&[0xee])
+    }
+
+    /// The machine code, then `hlt` for ever.
+    pub fn code(&self) -> Vec<u8> {
+        [&self.code[..], &[0xf4, 0xeb, 0xfd]].concat()
+    }
+
+    /// The ELF file with a PVH note.
     pub fn elf(&self) -> Vec<u8> {
-        let mut code = self.code.clone();
-        code.extend([0xf4, 0xeb, 0xfd]);
+        self.elf_with(&note(b"Xen\0", 18, &CODE_GPA.to_le_bytes()))
+    }
+
+    /// The ELF file with a note that is none of a loader's: to be entered in long mode.
+    pub fn elf_without_pvh(&self) -> Vec<u8> {
+        self.elf_with(&note(b"GNU\0", 3, &[0; 8]))
+    }
+
+    /// The ELF file with a note of Linux's build.
+    pub fn elf_like_linux(&self) -> Vec<u8> {
+        self.elf_with(&note(b"Linux\0", 0x101, &[0; 4]))
+    }
+
+    fn elf_with(&self, note: &[u8]) -> Vec<u8> {
+        let code = self.code();
         let bytes = code.len() as u64;
         let mut file = header();
         file.extend(program_header(1, CODE_OFFSET, bytes));
-        file.extend(program_header(4, NOTE_OFFSET, 24));
+        file.extend(program_header(4, NOTE_OFFSET, note.len() as u64));
         file.resize(to_usize(NOTE_OFFSET), 0);
-        file.extend(note());
+        file.extend(note);
         file.resize(to_usize(CODE_OFFSET), 0);
         file.extend(code);
         file
@@ -186,13 +230,10 @@ fn program_header(kind: u32, offset: u64, bytes: u64) -> Vec<u8> {
     header
 }
 
-/// XEN_ELFNOTE_PHYS32_ENTRY.
-fn note() -> Vec<u8> {
-    let mut note = Vec::new();
-    for word in [4u32, 8, 18] {
-        note.extend(word.to_le_bytes());
-    }
-    note.extend(b"Xen\0");
-    note.extend(CODE_GPA.to_le_bytes());
-    note
+/// A note; `desc` is a multiple of 4 B.
+fn note(name: &[u8], kind: u32, desc: &[u8]) -> Vec<u8> {
+    let sizes = [name.len(), desc.len()].map(|len| u32::try_from(len).expect("short"));
+    let head = [sizes[0], sizes[1], kind].map(u32::to_le_bytes).concat();
+    let padding = vec![0; name.len().next_multiple_of(4) - name.len()];
+    [&head, name, &padding, desc].concat()
 }

@@ -62,6 +62,11 @@ fn entropy_survives_its_seeds() {
 }
 
 #[test]
+fn kernel_survives_its_seeds() {
+    replay("kernel");
+}
+
+#[test]
 fn every_target_has_seeds_and_every_seed_a_target() {
     let named: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
     let root = workspace_root().join("tests/fuzz/seeds");

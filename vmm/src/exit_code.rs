@@ -4,7 +4,7 @@
 pub const SUCCESS: u8 = 0;
 /// The host failed: no KVM, memory that it cannot give, an I/O error.
 pub const HOST_ERROR: u8 = 1;
-/// Arguments that can never work: a bad size, a kernel that is no PVH ELF, a command line that is too long.
+/// Arguments that can never work: a bad size, a file that is no kernel, a command line that is too long.
 pub const BAD_ARGUMENTS: u8 = 2;
 /// The guest reset itself and `--on-reset reboot` was not given.
 pub const GUEST_RESET: u8 = 3;

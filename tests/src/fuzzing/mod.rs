@@ -1,4 +1,4 @@
-//! Bodies of the fuzz targets: what a driver can do to a device, from bytes.
+//! Bodies of the fuzz targets: what a driver can do to a device, and a file to the loader, from bytes.
 //!
 //! Each takes arbitrary bytes, acts them out and panics if an invariant breaks.
 //! The fuzz targets (`tests/fuzz`) and the replay of committed seeds
@@ -10,6 +10,7 @@ mod block;
 mod console;
 mod entropy;
 mod input;
+mod kernel;
 mod machine;
 mod ring;
 mod transport;
@@ -24,13 +25,14 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "transport", run: transport::run },
     Target { name: "ring", run: ring::run },
     Target { name: "console", run: console::run },
     Target { name: "balloon", run: balloon::run },
     Target { name: "entropy", run: entropy::run },
     Target { name: "block", run: block::run },
+    Target { name: "kernel", run: kernel::run },
 ];
 
 /// Acts `data` out on the target called `name`.

@@ -2,15 +2,16 @@
 //!
 //! The file is hostile input: every offset and length is checked against the
 //! file and against RAM, in 128-bit arithmetic where a sum of two of its values
-//! is formed. Sources: System V ABI, chapters "ELF header",
-//! "Program header" and "Note section"; Xen's public/elfnote.h.
+//! is formed. Source: System V ABI, chapters "ELF header"
+//! and "Program header".
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 
 use abi::PfnRange;
 
 use super::error::FormError;
-use super::layout;
+use super::notes::{self, Notes};
+use super::{layout, le64};
 
 /// Bytes of an ELF64 header.
 const EHDR_BYTES: usize = 64;
@@ -24,11 +25,6 @@ const ET_DYN: u16 = 3;
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
-/// Bytes of notes that are read of one segment; Linux has a few hundred.
-const MAX_NOTE_BYTES: u64 = 1 << 20;
-const XEN_NOTE_NAME: &[u8] = b"Xen\0";
-/// The note that makes a kernel a PVH kernel: a 32-bit physical entry.
-const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
 /// A part of a kernel: where it comes from and where it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +47,8 @@ pub(super) struct ElfKernel {
     pub(super) pvh: Result<u64, FormError>,
     /// The entry in the header, which Linux's boot protocol enters in long mode.
     pub(super) long_mode: Result<u64, FormError>,
+    /// Whether it carries Linux's own notes.
+    pub(super) is_linux: bool,
 }
 
 /// Checks that the file is a kernel that fits into `ram`.
@@ -95,50 +93,26 @@ pub(super) fn check<F: Read + Seek>(
             Err(FormError::EntryOutsideKernel { entry, segments })
         }
     };
-    let pvh = pvh_entry(image, &notes)?.and_then(inside);
+    let notes = read_notes(image, &notes)?;
+    let pvh = notes.pvh_entry.unwrap_or(Err(FormError::NoPvhNote)).and_then(inside);
     let long_mode = inside(le64(&ehdr[24..32]));
-    Ok(ElfKernel { segments, pvh, long_mode })
+    Ok(ElfKernel { segments, pvh, long_mode, is_linux: notes.is_linux })
 }
 
-/// The entry that the first Xen note of type 18 names; the outer error is one of reading.
-fn pvh_entry<F: Read + Seek>(image: &mut F, notes: &[Phdr]) -> io::Result<Result<u64, FormError>> {
-    for phdr in notes {
-        if phdr.file_bytes > MAX_NOTE_BYTES {
-            let (bytes, max) = (phdr.file_bytes, MAX_NOTE_BYTES);
-            return Ok(Err(FormError::NotesTooLarge { bytes, max }));
+/// What the notes of all `segments` say.
+fn read_notes<F: Read + Seek>(image: &mut F, segments: &[Phdr]) -> Result<Notes, FormError> {
+    let mut notes = Notes::default();
+    for phdr in segments {
+        if phdr.file_bytes > notes::MAX_BYTES {
+            let (bytes, max) = (phdr.file_bytes, notes::MAX_BYTES);
+            return Err(FormError::NotesTooLarge { bytes, max });
         }
         image.seek(SeekFrom::Start(phdr.offset))?;
         let mut bytes = Vec::new();
         image.by_ref().take(phdr.file_bytes).read_to_end(&mut bytes)?;
-        if let Some(found) = find_pvh_note(&bytes, phdr.alignment) {
-            return Ok(found);
-        }
+        notes.read(&bytes, phdr.alignment);
     }
-    Ok(Err(FormError::NoPvhNote))
-}
-
-/// Walks the notes of one segment. A note is name size, descriptor size, type, name, descriptor; the last
-/// two padded to the segment's alignment, which is 4 unless it says 8.
-fn find_pvh_note(mut notes: &[u8], alignment: u64) -> Option<Result<u64, FormError>> {
-    let pad = if alignment == 8 { 8 } else { 4 };
-    while let Some((sizes, rest)) = notes.split_at_checked(12) {
-        let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| sizes[at + i]));
-        let name_bytes = usize::try_from(word(0)).ok()?;
-        let desc_bytes = usize::try_from(word(4)).ok()?;
-        // The first padding counts from the start of the note, whose head has 12 bytes.
-        let desc_at = name_bytes.checked_add(12)?.checked_next_multiple_of(pad)? - 12;
-        let name = rest.get(..name_bytes)?;
-        let desc = rest.get(desc_at..)?.get(..desc_bytes)?;
-        if name == XEN_NOTE_NAME && word(8) == XEN_ELFNOTE_PHYS32_ENTRY {
-            return Some(match desc.len() {
-                4 | 8 => Ok(le64(desc)),
-                bytes => Err(FormError::BadPvhNote { bytes }),
-            });
-        }
-        let next = desc_at.checked_add(desc_bytes)?.checked_next_multiple_of(pad)?;
-        notes = rest.get(next..)?;
-    }
-    None
+    Ok(notes)
 }
 
 fn truncated(what: &'static str, end: u128, len: u64) -> FormError {
@@ -203,11 +177,6 @@ impl Phdr {
             alignment: le64(&bytes[48..56]),
         }
     }
-}
-
-/// `bytes`: at most eight of them.
-fn le64(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
 /// The segment's guest-physical range, if RAM has it at or above [`layout::KERNEL_FLOOR`].

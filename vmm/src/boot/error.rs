@@ -25,6 +25,17 @@ pub enum BootError {
         /// Every form that was tried, in order.
         tried: Vec<Attempt>,
     },
+    /// A Linux kernel on a KVM that cannot run one.
+    #[error(
+        "This host's KVM cannot run a Linux kernel ({form}): it is a software KVM (no vmx or svm among the CPU's \
+         flags), which interprets ring 0 instruction by instruction and lacks some, XRSTOR among them; the kernel \
+         would be silent for minutes and then end with KVM_EXIT_INTERNAL_ERROR. Use a host with hardware \
+         virtualisation, or see it happen with --allow-software-kvm"
+    )]
+    SoftwareKvm {
+        /// What the kernel is.
+        form: Form,
+    },
     /// The command line cannot be passed.
     #[error(transparent)]
     Cmdline(#[from] CmdlineError),

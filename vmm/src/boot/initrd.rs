@@ -175,3 +175,60 @@ pub enum InitrdError {
         kernel: String,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use abi::{PageCount, Pfn};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_ends_early_is_told_with_both_lengths() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), vec![5; 0x3000]).expect("written");
+        let mut initrd = InitrdFile::open(file.path()).expect("an initrd");
+        let pages = PageCount::new(512);
+        let ram = [PfnRange::from_start(Pfn::ZERO, pages).expect("in range")];
+        let place = initrd.place(&ram, u64::MAX, &[]).expect("there is room");
+        file.as_file().set_len(0x1234).expect("truncated");
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).expect("2 MiB");
+        let error = initrd.load(&memory, place).expect_err("truncated").to_string();
+        assert!(error.contains("had 12288 B and ended after 4660 B"), "{error}");
+    }
+
+    #[test]
+    fn a_limit_at_or_below_the_floor_leaves_no_room() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), [1]).expect("written");
+        let initrd = InitrdFile::open(file.path()).expect("an initrd");
+        let pages = PageCount::new(512);
+        let ram = [PfnRange::from_start(Pfn::ZERO, pages).expect("in range")];
+        for end in [0, 1, 0x10_0000, 0x10_0fff] {
+            let place = initrd.place(&ram, end, &[]);
+            let fits = end > layout::KERNEL_FLOOR;
+            assert_eq!(place.is_ok(), fits, "{end:#x}: {place:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_place_is_the_highest_whole_pages_that_nobody_has(
+            bytes in 1u64..0x9000,
+            low in 0u64..8,
+            high in 0u64..0x2_0000,
+            taken in prop::collection::vec((0u64..0x2_0000, 0u64..0x6000), 0..4),
+        ) {
+            let low = low * PAGE_SIZE;
+            let taken: Vec<_> = taken.into_iter().map(|(start, len)| (start, start + len)).collect();
+            let is_free = |gpa: u64| {
+                let end = gpa + bytes.next_multiple_of(PAGE_SIZE);
+                gpa >= low
+                    && gpa + bytes <= high
+                    && taken.iter().all(|&(from, to)| to <= gpa || end <= from)
+            };
+            let wanted = (0..0x20).map(|page| page * PAGE_SIZE).rfind(|&gpa| is_free(gpa));
+            prop_assert_eq!(highest(bytes, low, high, &taken), wanted);
+        }
+    }
+}

@@ -15,6 +15,7 @@ mod initrd;
 pub(crate) mod layout;
 pub(crate) mod long_mode;
 pub mod memory_map;
+mod notes;
 mod payload;
 mod plan;
 mod start_info;
@@ -46,6 +47,8 @@ pub struct BootInfo<'a> {
     pub initrd: Option<&'a mut InitrdFile>,
     /// ACPI's root pointer, if there are tables.
     pub rsdp: Option<GuestAddress>,
+    /// Whether a Linux kernel would only hang here for minutes and then fail: on a software KVM.
+    pub refuse_linux: bool,
 }
 
 /// Where and how the boot vCPU starts.
@@ -137,12 +140,20 @@ fn open_regular(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Checks the command line and finds a place for the initrd.
+/// `bytes`: at most eight of them.
+fn le64(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
+}
+
+/// Refuses what cannot run here, checks the command line and finds a place for the initrd.
 fn place_data(
     plan: &Plan,
     ram: &[PfnRange],
     info: &BootInfo<'_>,
 ) -> Result<Option<initrd::Place>, BootError> {
+    if plan.is_linux && info.refuse_linux {
+        return Err(BootError::SoftwareKvm { form: plan.form });
+    }
     cmdline::check(info.cmdline, plan.cmdline_max)?;
     let place = |initrd: &&mut InitrdFile| initrd.place(ram, plan.initrd_end, &plan.occupied);
     Ok(info.initrd.as_ref().map(place).transpose()?)

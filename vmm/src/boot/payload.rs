@@ -1,6 +1,6 @@
 //! Decompresses the kernel inside a bzImage, as hostile input.
 //!
-//! The last four bytes of every payload are the size that it becomes. Output is bounded by that, by the header's
+//! LZ4 and gzip only: `docs/boot.md` says why, with figures. The last four bytes of every payload are the size that it becomes. Output is bounded by that, by the header's
 //! `init_size`, and by guest RAM; a decompressor that has more to give, or less, has found a corrupt payload.
 //!
 //! Sources: Linux scripts/Makefile.lib (how payloads are made), lib/decompress.c (their magic numbers),
@@ -76,7 +76,8 @@ impl Compression {
     /// Why such a payload is not decompressed here.
     const fn left_to_kernel(self) -> Option<&'static str> {
         match self {
-            Self::Lz4 | Self::Gzip | Self::Zstd => None,
+            Self::Lz4 | Self::Gzip => None,
+            Self::Zstd => Some("it is no slower at it"),
             Self::Xz | Self::Bzip2 | Self::Lzma | Self::Lzo => Some("rarely used"),
             Self::Uncompressed => Some("it is not compressed"),
             Self::Unknown => Some("its first bytes are not known"),
@@ -105,8 +106,8 @@ pub(super) fn decompress(
         Compression::Lz4 => lz4(stream, &mut out)?,
         // gzip's own trailer ends with the size.
         Compression::Gzip => gzip(payload, &mut out)?,
-        Compression::Zstd => zstd(stream, &mut out)?,
-        Compression::Xz
+        Compression::Zstd
+        | Compression::Xz
         | Compression::Bzip2
         | Compression::Lzma
         | Compression::Lzo
@@ -169,11 +170,4 @@ fn gzip(payload: &[u8], out: &mut [u8]) -> Result<(), FormError> {
         Ok(_) => Err(corrupt(format!("it becomes more than the {} B that it claims", out.len()))),
         Err(error) => Err(corrupt(error.to_string())),
     }
-}
-
-fn zstd(stream: &[u8], out: &mut [u8]) -> Result<(), FormError> {
-    let written = ruzstd::decoding::FrameDecoder::new()
-        .decode_all(stream, out)
-        .map_err(|error| corrupt(error.to_string()))?;
-    complete(written, out)
 }

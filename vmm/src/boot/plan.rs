@@ -22,6 +22,8 @@ pub(super) struct Plan {
     /// Where the boot vCPU starts.
     pub(super) entry: u64,
     pub(super) protocol: Protocol,
+    /// Whether the file says that it is a Linux kernel.
+    pub(super) is_linux: bool,
     /// What is copied to guest RAM.
     segments: Vec<Segment>,
     /// What they are copied from, if it is not the file.
@@ -77,6 +79,7 @@ impl Plan {
             form,
             entry,
             protocol,
+            is_linux: kernel.is_linux,
             occupied: kernel.segments.iter().map(|s| (s.start, s.end)).collect(),
             segments: kernel.segments,
             decompressed: None,
@@ -96,6 +99,7 @@ impl Plan {
             |plan| Self {
                 cmdline_max: bzimage.cmdline_max().min(layout::CMDLINE_ROOM - 1),
                 initrd_end: bzimage.initrd_end(),
+                is_linux: true,
                 ..plan
             },
         )
@@ -136,6 +140,7 @@ impl Plan {
             form: Form::BzImage64,
             entry,
             protocol: Protocol::Linux64(Box::new(bzimage.header)),
+            is_linux: true,
             segments: vec![Segment { offset, file_bytes, start, end }],
             decompressed: None,
             occupied: vec![(start, end)],

@@ -69,6 +69,10 @@ pub(super) struct RunOptions {
     /// Initial RAM disk for the kernel
     #[arg(long, value_name = "PATH", requires = "kernel")]
     pub(super) initrd: Option<PathBuf>,
+    /// Start a Linux kernel even on a software KVM, where it is silent for minutes and then fails
+    #[arg(long, env = "AEROSTAT_ALLOW_SOFTWARE_KVM")]
+    #[arg(value_parser = clap::builder::FalseyValueParser::new())]
+    pub(super) allow_software_kvm: bool,
     /// Kernel command line, before the device announcements
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     pub(super) cmdline: Option<String>,

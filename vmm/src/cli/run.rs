@@ -12,7 +12,7 @@ use super::value::DriveArgument;
 use crate::boot::{BootError, BootInfo, Form, InitrdFile, KernelImage};
 use crate::control::{ControlServer, ControlSocket, default_socket};
 use crate::exit_code;
-use crate::kvm::Host;
+use crate::kvm::{Host, KvmKind};
 use crate::logger;
 use crate::serve::{Configuration, read_config_file};
 use crate::vm::config::{BalloonConfig, DriveConfig, Kernel, VmConfig};
@@ -34,7 +34,9 @@ pub(super) fn run(options: RunOptions, started: Instant) -> Result<u8, Failure> 
         Some(file) => {
             let (backing, prefault) = (options.memory.backing, options.prefault);
             let (on_reset, console) = (options.on_reset.into(), options.console.into());
-            VmConfig { backing, prefault, on_reset, console, ..configured(file, id, started)? }
+            let allow_software_kvm = options.allow_software_kvm;
+            let configured = configured(file, id, started)?;
+            VmConfig { backing, prefault, on_reset, console, allow_software_kvm, ..configured }
         }
         None => configure(options, id, started),
     };
@@ -94,6 +96,7 @@ fn configure(options: RunOptions, id: String, started: Instant) -> VmConfig {
         kernel: options.kernel.map_or(Kernel::Embedded, Kernel::Path),
         initrd: options.initrd,
         cmdline: options.cmdline,
+        allow_software_kvm: options.allow_software_kvm,
         backing: options.memory.backing,
         prefault: options.prefault,
         on_reset: options.on_reset.into(),
@@ -113,7 +116,7 @@ fn drive((number, argument): (usize, DriveArgument)) -> DriveConfig {
 fn check(config: &VmConfig, socket: &Path) -> Result<u8, Failure> {
     let host = Host::open(config.vcpus).map_err(StartError::from)?;
     let ram = guest_ram::ram_ranges(config.memory_bytes).map_err(StartError::from)?;
-    let form = check_kernel(config, &ram).map_err(StartError::from)?;
+    let form = check_kernel(config, &ram, host.kind()).map_err(StartError::from)?;
     let drives = check_drives(config)?;
     let kernel = match &config.kernel {
         Kernel::Embedded => "embedded".to_owned(),
@@ -139,11 +142,12 @@ fn check(config: &VmConfig, socket: &Path) -> Result<u8, Failure> {
 }
 
 /// Opens kernel and initrd and finds a place for both in `ram`.
-fn check_kernel(config: &VmConfig, ram: &[PfnRange]) -> Result<Form, BootError> {
+fn check_kernel(config: &VmConfig, ram: &[PfnRange], kvm: KvmKind) -> Result<Form, BootError> {
     let mut kernel = KernelImage::open(&config.kernel)?;
     let mut initrd = config.initrd.as_deref().map(InitrdFile::open).transpose()?;
     let cmdline = config.cmdline.as_deref().unwrap_or_default();
-    kernel.check(ram, &BootInfo { cmdline, initrd: initrd.as_mut(), rsdp: None })
+    let refuse_linux = kvm == KvmKind::Software && !config.allow_software_kvm;
+    kernel.check(ram, &BootInfo { cmdline, initrd: initrd.as_mut(), rsdp: None, refuse_linux })
 }
 
 /// Opens every drive as a start would, and lets go of it again.

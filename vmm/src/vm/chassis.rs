@@ -33,7 +33,7 @@ use crate::acpi::{AcpiError, MachineDescription, Tables, VirtioSlot};
 use crate::boot::cmdline::{self, DEFAULT_FOR_FILES, DEFAULT_FOR_FILES_ON_HVC};
 use crate::boot::{BootError, BootInfo, Entry, InitrdFile, KernelImage};
 use crate::kvm::machine::Machine;
-use crate::kvm::{Host, KvmError};
+use crate::kvm::{Host, KvmError, KvmKind};
 use crate::line::{KvmLevelLine, Line};
 use crate::serial::{Com1, terminal};
 
@@ -111,7 +111,9 @@ impl Chassis {
         let cmdline = command_line(config, &slots);
         let acpi = acpi_tables(config.vcpus, &slots)?;
         let rsdp = Some(acpi.write(ram.memory())?);
-        let info = BootInfo { cmdline: &cmdline, initrd: initrd.as_mut(), rsdp };
+        let refuse_linux = host.kind() == KvmKind::Software && !config.allow_software_kvm;
+        let initrd_file = initrd.as_mut();
+        let info = BootInfo { cmdline: &cmdline, initrd: initrd_file, rsdp, refuse_linux };
         let entry = kernel.load(ram.memory(), ram.ram_ranges(), info)?;
         let wiring = Wiring { serial_line: &serial_line, sci: &sci, slots: &slots };
         let (machine, vcpus) = new_machine(vm, &ram, wiring, (&cpuid, config.vcpus), entry)?;
@@ -147,7 +149,7 @@ impl Chassis {
 
     /// Starts the vCPUs that [`Self::build`] or [`Self::reboot`] has made.
     pub(super) fn start_vcpus(&mut self) -> io::Result<Vcpus> {
-        let software = self.host.kind() == crate::kvm::KvmKind::Software;
+        let software = self.host.kind() == KvmKind::Software;
         let vcpus = std::mem::take(&mut self.vcpus);
         Vcpus::start(vcpus, &self.board, &self.events, &self.exit_counters, software)
     }
@@ -194,7 +196,10 @@ impl Chassis {
         })?;
         let (memory, ram) = (self.ram.memory(), self.ram.ram_ranges());
         let rsdp = Some(self.acpi.write(memory)?);
-        let info = BootInfo { cmdline: &self.cmdline, initrd: self.initrd.as_mut(), rsdp };
+        // Whether it runs here has been decided.
+        let refuse_linux = false;
+        let initrd = self.initrd.as_mut();
+        let info = BootInfo { cmdline: &self.cmdline, initrd, rsdp, refuse_linux };
         let entry = self.kernel.load(memory, ram, info)?;
         // Before the new one: KVM lets an eventfd be the line of one machine only.
         self.machine = None;

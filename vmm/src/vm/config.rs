@@ -36,6 +36,8 @@ pub struct VmConfig {
     pub initrd: Option<PathBuf>,
     /// Added to the command line before the device announcements; `None`: the kernel's default.
     pub cmdline: Option<String>,
+    /// Start a Linux kernel although the host has a software KVM, which cannot run one.
+    pub allow_software_kvm: bool,
     /// Host memory behind guest RAM.
     pub backing: BackingKind,
     /// Populate guest RAM before the guest starts.
@@ -70,6 +72,7 @@ impl VmConfig {
             kernel: Kernel::Embedded,
             initrd: None,
             cmdline: None,
+            allow_software_kvm: false,
             backing: BackingKind::Anon,
             prefault: false,
             on_reset: OnReset::Exit,

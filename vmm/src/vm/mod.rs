@@ -241,6 +241,7 @@ impl StartError {
     /// The process's exit code for this failure; see [`exit_code`].
     pub const fn exit_code(&self) -> u8 {
         match self {
+            Self::Boot(BootError::SoftwareKvm { .. }) => exit_code::KVM_CANNOT_RUN_GUEST,
             Self::Config(_) | Self::Target(_) | Self::Boot(_) => exit_code::BAD_ARGUMENTS,
             Self::Drive(error) if error.is_bad_argument() => exit_code::BAD_ARGUMENTS,
             Self::Drive(_) | Self::Acpi(_) | Self::Kvm(_) | Self::Ram(_) | Self::Host { .. } => {

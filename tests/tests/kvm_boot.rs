@@ -1,0 +1,185 @@
+//! Every form of kernel file, really entered by KVM: kernels of a few instructions print how they were
+//! entered and what they were told.
+
+use std::fs;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use aerostat::kvm::{Host, KvmKind};
+use aerostat::vm::config::{Kernel, OnReset, VmConfig};
+use aerostat::vm::exit::ExitReason;
+use system_tests::binary::aerostat;
+use system_tests::bzimage::{BzImage, Packing};
+use system_tests::kvm::kvm_or_skip;
+use system_tests::machine::{config, start};
+use system_tests::payload::Payload;
+
+const INITRD: &[u8] = b"RAMdisk of a few bytes";
+
+/// Boots `file` with an initrd and a command line; the text that it prints, after it has powered off.
+fn boot(file: Vec<u8>) -> String {
+    let dir = tempfile::tempdir().expect("a directory");
+    let initrd = dir.path().join("initrd");
+    fs::write(&initrd, INITRD).expect("a file");
+    let (reason, output) = start(VmConfig {
+        kernel: Kernel::Image(Arc::from(file)),
+        initrd: Some(initrd),
+        cmdline: Some(String::from("word=1")),
+        // These kernels are so small that every KVM runs them.
+        allow_software_kvm: true,
+        ..config(&Payload::new())
+    })
+    .end();
+    assert_eq!(reason, ExitReason::PowerOff, "{output:?}");
+    output
+}
+
+/// Prints `K`, then the first bytes of command line and initrd, from PVH's start info.
+fn pvh() -> Payload {
+    let payload = Payload::new().print_mode();
+    // `mov ebp, ebx` and `mov ebx, ebp`: the start info is needed twice.
+    let payload = payload.raw(&[0x89, 0xdd]).follow_start_info(24).load_start_info(0).print_eax();
+    let payload = payload.raw(&[0x89, 0xeb]).follow_start_info(16).follow_start_info(0);
+    payload.load_start_info(0).print_eax().power_off()
+}
+
+/// Prints `L` and the same from Linux's zero page.
+fn linux_64() -> Payload {
+    let payload = Payload::new().print_mode();
+    // `mov ebp, esi` and `mov esi, ebp`.
+    let payload = payload.raw(&[0x89, 0xf5]).follow_zero_page(0x228).load_zero_page(0).print_eax();
+    let payload = payload.raw(&[0x89, 0xee]).follow_zero_page(0x218).load_zero_page(0).print_eax();
+    payload.power_off()
+}
+
+/// A kernel that must not be the one that runs.
+fn wrong() -> Vec<u8> {
+    Payload::new().print("wrong").power_off().code()
+}
+
+#[test]
+fn an_elf_with_a_pvh_note_is_entered_in_protected_mode() {
+    if kvm_or_skip() {
+        assert_eq!(boot(pvh().elf()), "KwordRAMd");
+    }
+}
+
+#[test]
+fn an_elf_without_one_is_entered_in_long_mode() {
+    if kvm_or_skip() {
+        assert_eq!(boot(linux_64().elf_without_pvh()), "LwordRAMd");
+    }
+}
+
+#[test]
+fn the_elf_inside_a_bzimage_runs_instead_of_its_decompressor() {
+    if !kvm_or_skip() {
+        return;
+    }
+    for packing in [Packing::Lz4, Packing::Gzip] {
+        let image = |elf: &[u8]| BzImage::new(&wrong(), &packing.pack(elf)).file();
+        assert_eq!(boot(image(&pvh().elf())), "KwordRAMd", "{packing:?}");
+        assert_eq!(boot(image(&linux_64().elf_without_pvh())), "LwordRAMd", "{packing:?}");
+    }
+}
+
+#[test]
+fn a_bzimage_that_is_not_decompressed_here_runs_its_own_code() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let image = BzImage::new(&linux_64().code(), &Packing::Xz.pack(&pvh().elf()));
+    assert_eq!(boot(image.file()), "LwordRAMd");
+}
+
+#[test]
+fn everything_below_4_gib_is_mapped_at_a_64_bit_entry() {
+    if !kvm_or_skip() {
+        return;
+    }
+    // The first virtio-mmio window says "virt"; `mov esi, 0xd0000000` clears the upper half of RSI.
+    let window = Payload::new().raw(&[0xbe]).raw(&0xd000_0000u32.to_le_bytes());
+    let payload = window.load_zero_page(0).print_eax().power_off();
+    assert_eq!(boot(payload.elf_without_pvh()), "virt");
+}
+
+#[test]
+fn a_reboot_loads_kernel_and_initrd_again() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let initrd = dir.path().join("initrd");
+    fs::write(&initrd, INITRD).expect("a file");
+    let print = Payload::new().follow_zero_page(0x218).load_zero_page(0).print_eax();
+    // `mov dword [rsi], 0`: what is printed next has been read from the file again.
+    let payload = print.raw(&[0xc7, 0x06, 0, 0, 0, 0]).reset();
+    let vm = start(VmConfig {
+        kernel: Kernel::Image(Arc::from(payload.elf_without_pvh())),
+        initrd: Some(initrd.clone()),
+        on_reset: OnReset::Reboot,
+        ..config(&Payload::new())
+    });
+    fs::remove_file(initrd).expect("it is open");
+    let (_, output) = vm.printed("RAMdRAMdRAMd").stop();
+    assert!(output.starts_with("RAMdRAMdRAMd"), "{output}");
+}
+
+/// `aerostat run` with `kernel` as its file: exit code, standard output and error.
+fn run(kernel: &Payload, options: &[&str]) -> (Option<i32>, String, String) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("vmlinuz");
+    let payload = Packing::Lz4.pack(&kernel.elf_without_pvh());
+    fs::write(&file, BzImage::new(&wrong(), &payload).file()).expect("a file");
+    let mut command = aerostat();
+    command.args(["run", "--memory", "8M", "--kernel"]).arg(&file).args(options);
+    command.arg("--api-sock").arg(dir.path().join("sock")).stdin(Stdio::null());
+    let output = command.output().expect("the aerostat binary starts");
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+fn is_software_kvm() -> bool {
+    Host::open(1).expect("KVM").kind() == KvmKind::Software
+}
+
+/// A stock kernel is silent there for five minutes before it meets an instruction that is not interpreted.
+#[test]
+fn a_software_kvm_refuses_linux_at_once_and_a_hardware_kvm_runs_it() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let kernel = Payload::new().print("ran").power_off();
+    for options in [&[][..], &["--check"]] {
+        let (code, said, complaint) = run(&kernel, options);
+        if is_software_kvm() {
+            assert_eq!((code, &*said), (Some(6), ""), "{complaint}");
+            for part in ["software KVM", "bzImage's lz4 payload", "--allow-software-kvm"] {
+                assert!(complaint.contains(part), "{complaint:?} lacks {part:?}");
+            }
+        } else {
+            assert_eq!(code, Some(0), "{complaint}");
+            assert!(said.starts_with("ran") || said.contains("bzImage's lz4 payload"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn who_insists_sees_what_a_software_kvm_does() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let insist = &["--allow-software-kvm"];
+    let (code, said, complaint) = run(&Payload::new().print("ran").power_off(), insist);
+    assert_eq!((code, &*said), (Some(0), "ran"), "{complaint}");
+    // What ends a stock kernel there: `xrstor64 [rdi]`. A real CPU faults, as nobody has set CR4.OSXSAVE.
+    let (code, _, complaint) = run(&Payload::new().raw(&[0x48, 0x0f, 0xae, 0x2f]), insist);
+    if is_software_kvm() {
+        assert_eq!(code, Some(6), "{complaint}");
+        for part in ["KVM_EXIT_INTERNAL_ERROR", "RIP 0x100000", "48 0f ae 2f", "software KVM"] {
+            assert!(complaint.contains(part), "{complaint:?} lacks {part:?}");
+        }
+    } else {
+        assert_eq!(code, Some(5), "{complaint}");
+    }
+}
