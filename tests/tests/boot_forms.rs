@@ -128,6 +128,27 @@ fn a_payload_that_claims_more_than_its_header_or_ram_allows_is_not_decompressed(
 }
 
 #[test]
+fn a_payload_longer_than_what_it_may_become_is_not_even_read() {
+    let payload = Packing::Gzip.pack(&kernel().elf());
+    let file = BzImage::new(&kernel().code(), &payload)
+        .with(0x260, &64u32.to_le_bytes())
+        .with(0x236, &[0, 0])
+        .file();
+    let text = refusal(file);
+    let expected = format!("the payload has {} B, more than the 64 B", payload.len());
+    assert!(text.contains(&expected), "{text}");
+}
+
+#[test]
+fn segments_that_share_memory_are_named() {
+    let mut file = kernel().elf();
+    // The note becomes a second segment at the place of the first.
+    file[64 + 56] = 1;
+    let text = refusal(file);
+    assert!(text.contains("overlap"), "{text}");
+}
+
+#[test]
 fn a_bomb_is_stopped_at_the_size_that_it_claims() {
     let zeros = vec![0; 4 << 20];
     for packing in [Packing::Lz4, Packing::Gzip] {

@@ -86,6 +86,7 @@ pub(super) fn check<F: Read + Seek>(
             segments.push(place(&phdr, ram)?);
         }
     }
+    check_disjoint(&segments)?;
     let inside = |entry| match segments.iter().any(|s| (s.start..s.end).contains(&entry)) {
         true => Ok(entry),
         false => {
@@ -99,14 +100,24 @@ pub(super) fn check<F: Read + Seek>(
     Ok(ElfKernel { segments, pvh, long_mode, is_linux: notes.is_linux })
 }
 
+/// Segments that overlap are no kernel's, and thousands of them would be copied for minutes.
+fn check_disjoint(segments: &[Segment]) -> Result<(), FormError> {
+    let mut ranges: Vec<_> = segments.iter().map(|s| (s.start, s.end)).collect();
+    ranges.sort_unstable();
+    match ranges.windows(2).find(|pair| pair[1].0 < pair[0].1) {
+        Some(pair) => Err(FormError::Overlap { segments: layout::list(pair.iter().copied()) }),
+        None => Ok(()),
+    }
+}
+
 /// What the notes of all `segments` say.
 fn read_notes<F: Read + Seek>(image: &mut F, segments: &[Phdr]) -> Result<Notes, FormError> {
     let mut notes = Notes::default();
+    let bytes = segments.iter().map(|phdr| phdr.file_bytes).fold(0, u64::saturating_add);
+    if bytes > notes::MAX_BYTES {
+        return Err(FormError::NotesTooLarge { bytes, max: notes::MAX_BYTES });
+    }
     for phdr in segments {
-        if phdr.file_bytes > notes::MAX_BYTES {
-            let (bytes, max) = (phdr.file_bytes, notes::MAX_BYTES);
-            return Err(FormError::NotesTooLarge { bytes, max });
-        }
         image.seek(SeekFrom::Start(phdr.offset))?;
         let mut bytes = Vec::new();
         image.by_ref().take(phdr.file_bytes).read_to_end(&mut bytes)?;

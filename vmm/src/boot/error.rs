@@ -126,10 +126,16 @@ pub enum FormError {
         /// The ranges that there are.
         ram: String,
     },
+    /// Loadable segments share memory.
+    #[error("its segments {segments} overlap")]
+    Overlap {
+        /// Two of them.
+        segments: String,
+    },
     /// Notes beyond reason.
-    #[error("a note segment has {bytes} B, at most {max} B are read")]
+    #[error("its notes have {bytes} B, at most {max} B are read")]
     NotesTooLarge {
-        /// p_filesz.
+        /// Sum of p_filesz.
         bytes: u64,
         /// The limit.
         max: u64,
@@ -190,6 +196,14 @@ pub enum FormError {
     #[error("the payload claims to become {bytes} B, possible are 1 to {limit} B")]
     BadPayloadSize {
         /// Its claim.
+        bytes: u64,
+        /// The limit by the header and by RAM.
+        limit: u64,
+    },
+    /// The payload is longer than what it may become.
+    #[error("the payload has {bytes} B, more than the {limit} B that it may become")]
+    LongPayload {
+        /// Its length.
         bytes: u64,
         /// The limit by the header and by RAM.
         limit: u64,

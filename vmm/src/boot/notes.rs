@@ -5,7 +5,7 @@
 use super::error::FormError;
 use super::le64;
 
-/// Bytes of notes that are read of one segment; Linux has a few hundred.
+/// Bytes of notes that are read of a kernel; Linux has a few hundred.
 pub(super) const MAX_BYTES: u64 = 1 << 20;
 
 /// Name size, descriptor size, type.

@@ -50,6 +50,8 @@ impl fmt::Display for Compression {
     }
 }
 
+/// Bytes that tell the compressions apart.
+pub(super) const MAGIC_BYTES: u64 = 6;
 const LZ4_LEGACY_MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 /// A block of LZ4's legacy frame becomes at most this.
 const LZ4_BLOCK_BYTES: usize = 8 << 20;
@@ -74,7 +76,7 @@ impl Compression {
     }
 
     /// Why such a payload is not decompressed here.
-    const fn left_to_kernel(self) -> Option<&'static str> {
+    pub(super) const fn left_to_kernel(self) -> Option<&'static str> {
         match self {
             Self::Lz4 | Self::Gzip => None,
             Self::Zstd => Some("it is no slower at it"),
@@ -85,15 +87,12 @@ impl Compression {
     }
 }
 
-/// What `payload` becomes; `limit` bytes at most.
+/// What `payload` becomes; `limit` bytes at most. Only what is not left to the kernel is decompressed.
 pub(super) fn decompress(
     payload: &[u8],
     compression: Compression,
     limit: u64,
 ) -> Result<Vec<u8>, FormError> {
-    if let Some(reason) = compression.left_to_kernel() {
-        return Err(FormError::LeftToKernel { reason });
-    }
     let Some((stream, size)) = payload.split_last_chunk::<4>() else {
         return Err(corrupt("it has less than 4 B"));
     };
@@ -112,7 +111,7 @@ pub(super) fn decompress(
         | Compression::Lzma
         | Compression::Lzo
         | Compression::Uncompressed
-        | Compression::Unknown => unreachable!("left to the kernel above"),
+        | Compression::Unknown => return Err(FormError::LeftToKernel { reason: "not known here" }),
     }
     Ok(out)
 }

@@ -178,17 +178,29 @@ fn decompress<F: Read + Seek>(
     compression: &mut Compression,
 ) -> Result<Vec<u8>, FormError> {
     let (offset, bytes) = bzimage.payload()?;
+    let start = read(image, offset, bytes.min(payload::MAGIC_BYTES))?;
+    *compression = Compression::of(&start);
+    if let Some(reason) = compression.left_to_kernel() {
+        return Err(FormError::LeftToKernel { reason });
+    }
+    let ram_bytes = ram.iter().map(|range| range.len().bytes()).sum();
+    let limit = bzimage.payload_limit().min(ram_bytes);
+    if bytes > limit {
+        return Err(FormError::LongPayload { bytes, limit });
+    }
+    payload::decompress(&read(image, offset, bytes)?, *compression, limit)
+}
+
+/// `bytes` of the payload, all of them.
+fn read<F: Read + Seek>(image: &mut F, offset: u64, bytes: u64) -> Result<Vec<u8>, FormError> {
     image.seek(SeekFrom::Start(offset))?;
     let mut payload = Vec::new();
     image.by_ref().take(bytes).read_to_end(&mut payload)?;
-    if payload.len() as u64 != bytes {
-        let len = offset + payload.len() as u64;
-        let end = u128::from(offset) + u128::from(bytes);
-        return Err(FormError::Truncated { what: "the payload", end, len });
+    if payload.len() as u64 == bytes {
+        return Ok(payload);
     }
-    *compression = Compression::of(&payload);
-    let ram_bytes = ram.iter().map(|range| range.len().bytes()).sum();
-    payload::decompress(&payload, *compression, bzimage.payload_limit().min(ram_bytes))
+    let (end, len) = (u128::from(offset) + u128::from(bytes), offset + payload.len() as u64);
+    Err(FormError::Truncated { what: "the payload", end, len })
 }
 
 fn copy<F: ReadVolatile + Seek>(

@@ -136,6 +136,7 @@ fn check(config: &VmConfig, socket: &Path) -> Result<u8, Failure> {
         ),
         ("socket", socket.display().to_string()),
     ];
+    fields.extend(config.initrd.iter().map(|path| ("initrd", path.display().to_string())));
     fields.extend(drives.iter().map(|drive| ("drive", drive.clone())));
     output::fields(&fields)?;
     Ok(exit_code::SUCCESS)
