@@ -283,6 +283,9 @@ impl State {
         target: PageCount,
         deadline: Option<Duration>,
     ) -> Result<OperationStatus, VmError> {
+        if self.description.balloon.is_none() {
+            return Err(VmError::NoBalloon);
+        }
         if target > RAM {
             let (target_bytes, ram_bytes) = (target.bytes(), RAM.bytes());
             return Err(VmError::TargetAboveRam { target_bytes, ram_bytes });

@@ -173,3 +173,38 @@ impl Configuring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::vm::handle::Change;
+    use crate::vm::poll::Poller;
+
+    /// One that was in the mailbox together with the start, its wake-up taken with the start's, would
+    /// wait for ever.
+    #[test]
+    fn whoever_answers_after_the_start_is_woken_for_requests_that_came_before_it() {
+        let mailbox = Mailbox::new().unwrap();
+        let handle = mailbox.handle();
+        let (start, _unheard) = oneshot::channel();
+        let (info, _unheard) = oneshot::channel();
+        handle.post(VmRequest::Start(start)).unwrap();
+        handle.post(VmRequest::Info(info)).unwrap();
+        mailbox.acknowledge();
+        let mut configuration = Configuration::new("a");
+        let kernel_image_path = aerostat_api::BootSource::EMBEDDED.into();
+        let source =
+            aerostat_api::BootSource { kernel_image_path, initrd_path: None, boot_args: None };
+        configuration.change(Change::BootSource(source)).unwrap();
+        let outcome = configure(mailbox, configuration, |_config, mailbox| {
+            let mut poller = Poller::new().unwrap();
+            mailbox.register(&mut poller, "requests", "signals").unwrap();
+            Ok(poller.wait(Some(Instant::now())).unwrap())
+        });
+        assert!(matches!(outcome.unwrap(), Outcome::Started(woken) if woken == ["requests"]));
+    }
+}

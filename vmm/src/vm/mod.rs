@@ -17,7 +17,7 @@ mod hvc;
 mod mailbox;
 mod metrics;
 mod metrics_file;
-mod poll;
+pub(crate) mod poll;
 mod signals;
 mod slots;
 mod stdio;
