@@ -123,3 +123,79 @@ fn help_and_version_exit_with_0_and_no_command_with_2() {
     assert_eq!(refused("").0, Some(2));
     assert_eq!(refused("balloon").0, Some(2));
 }
+
+/// `aerostat COMMAND --config-file FILE` with a file of that text: what it says on its way out with 2.
+fn config_refused(command: &str, text: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("vm.json");
+    fs::write(&file, text).unwrap();
+    let socket = dir.path().join("s");
+    let line =
+        format!("{command} --api-sock {} --config-file {}", socket.display(), file.display());
+    let (code, said) = refused(&line);
+    assert_eq!(code, Some(2), "{text}: {said}");
+    assert!(said.contains(file.to_str().unwrap()) && said.lines().count() == 1, "{said}");
+    assert!(!socket.exists());
+    said
+}
+
+#[test]
+fn configuration_files_are_refused_with_field_line_and_column() {
+    let huge = format!(r#"{{"boot-source": {{"kernel_image_path": "{}"}}}}"#, "x".repeat(2 << 20));
+    let deep = format!(r#"{{"vsock": {}"#, "[".repeat(50_000));
+    for (text, words) in [
+        ("", ["EOF", "line 1"]),
+        ("{", ["EOF", "line 1"]),
+        ("[]", ["object", "array"]),
+        ("{\"boot-source\": 1}", ["boot-source", "line 1 column 17"]),
+        ("{\n\"surprise\": 1}", ["unknown field `surprise`", "line 2 column 10"]),
+        ("{\"drives\": [], \"drives\": []}", ["duplicate field `drives`", "line 1"]),
+        (
+            "{\"machine-config\": {\"vcpu_count\": 300, \"mem_size_mib\": 1}}",
+            ["machine-config.vcpu_count", "300"],
+        ),
+        (&deep, ["recursion limit", "line 1"]),
+        (&huge, ["more than", "1048576 B"]),
+        ("{}", ["boot-source", "not configured"]),
+        (
+            "{\"boot-source\": {\"kernel_image_path\": \"/nonexistent\"}}",
+            ["boot-source", "/nonexistent"],
+        ),
+        (
+            "{\"boot-source\": {\"kernel_image_path\": \"embedded\"}, \"vsock\": {\"guest_cid\": 3}}",
+            ["vsock", "not supported by aerostat"],
+        ),
+        (
+            "{\"boot-source\": {\"kernel_image_path\": \"embedded\"}, \
+              \"machine-config\": {\"vcpu_count\": 9, \"mem_size_mib\": 128}}",
+            ["vcpu_count is 9", "1 to 4"],
+        ),
+    ] {
+        for command in ["run", "serve"] {
+            let said = config_refused(command, text);
+            assert!(words.iter().all(|word| said.contains(word)), "{words:?}: {said}");
+        }
+    }
+    assert!(refused("run --config-file /nonexistent").1.contains("/nonexistent"));
+}
+
+#[test]
+fn serve_refuses_arguments_that_cannot_work() {
+    for (line, words) in [
+        ("serve --no-api", ["--no-api", "--config-file"]),
+        ("serve --id a_b", ["\"a_b\"", "1 to 64"]),
+        ("serve --no-api --config-file x --api-sock y", ["--no-api", "--api-sock"]),
+        ("run --config-file x --kernel y", ["--config-file", "--kernel"]),
+        ("--api-sock x info", ["info", "--api-sock"]),
+    ] {
+        let (code, said) = refused(line);
+        assert_eq!(code, Some(2), "{line}: {said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{line}: {said}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let _live = UnixListener::bind(&path).unwrap();
+    let (code, said) = refused(&format!("serve --api-sock {}", path.display()));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("is taken by a running VM"), "{said}");
+}

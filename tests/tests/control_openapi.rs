@@ -176,7 +176,7 @@ fn example(document: &Value, operation: &Value, directory: &Path) -> Option<Valu
             let file = Path::new(value.as_str().unwrap()).file_name();
             let path = file.map(|file| directory.join(file)).filter(|path| path != directory);
             if let (Some(path), false) = (path, name == "kernel_image_path") {
-                fs::write(&path, "").unwrap();
+                fs::write(&path, [0; 4096]).unwrap();
                 *value = json!(path);
             }
         }

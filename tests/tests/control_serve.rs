@@ -79,7 +79,7 @@ const RULES: [(&str, &str, &str, u16, u16); 42] = [
     ("PATCH", "/balloon/hinting/start", "", 400, 400),
     ("GET", "/balloon/hinting/status", "", 400, 400),
     ("PATCH", "/balloon/hinting/stop", "", 400, 400),
-    ("PATCH", "/drives/a", r#"{"drive_id":"a"}"#, 400, 400),
+    ("PATCH", "/drives/a", r#"{"drive_id":"a","rate_limiter":{}}"#, 400, 400),
     ("GET", "/balloon/status", "", 409, 200),
     ("GET", "/balloon/operation", "", 409, 200),
     ("PUT", "/balloon/operation", r#"{"target_bytes":4096}"#, 409, 200),
@@ -116,10 +116,15 @@ fn every_request_is_answered_as_the_rules_of_its_state_say() {
         let needs_none = status_before < 400 && status_after >= 400;
         assert_eq!(needs_none, needs_none && said_after.contains(AFTER), "{name}: {said_after}");
     }
-    for what in ["FlushMetrics", "SendCtrlAltDel"] {
-        let body = format!(r#"{{"action_type":"{what}"}}"#);
-        assert!(send(&before, "PUT", "/actions", &body).1.contains(BEFORE), "{what}");
+    for (method, path, body) in [
+        ("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#),
+        ("PATCH", "/drives/a", r#"{"drive_id":"a"}"#),
+        ("GET", "/balloon/statistics", ""),
+        ("PATCH", "/balloon/hinting/start", ""),
+    ] {
+        assert!(send(&before, method, path, body).1.contains(BEFORE), "{method} {path}");
     }
+    assert!(send(&before, "GET", "/balloon/status", "").1.contains(BEFORE));
 }
 
 #[test]
@@ -153,7 +158,7 @@ fn names_of_drives_are_checked() {
         ("/drives/a-b", "a-b", "letters, digits and underscores"),
         ("/drives/a%20b", "a b", "letters, digits and underscores"),
         ("/drives/a", "b", "is not the one in the body"),
-        ("/drives/a", "a", "/dev/null is not a regular file or a block device"),
+        ("/drives/a", "a", "path_on_host"),
     ] {
         let (status, said) = send(&vm, "PUT", path, &drive(id));
         assert!(status == 400 && said.contains(reason), "{path} {id}: {said}");

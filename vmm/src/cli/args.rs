@@ -84,7 +84,7 @@ pub(super) struct RunOptions {
     pub(super) balloon: Option<BalloonOptions>,
     /// A VM as Firecracker's configuration files describe it: only what is configured is there
     #[arg(long, value_name = "PATH")]
-    #[arg(conflicts_with_all = ["size", "vcpus", "kernel", "cmdline", "balloon"])]
+    #[arg(conflicts_with_all = ["size", "vcpus", "kernel", "initrd", "cmdline", "drives", "balloon"])]
     pub(super) config_file: Option<PathBuf>,
     /// Guest console that standard input goes to; with hvc0, the output of both is shown
     #[arg(long, value_name = "CONSOLE", default_value = "ttyS0")]

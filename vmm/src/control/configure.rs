@@ -46,22 +46,18 @@ fn drive(call: &Call) -> Result<api::Drive, Refusal> {
     Ok(drive)
 }
 
-/// Why a drive cannot be changed: none can while the VM runs.
-pub(super) async fn update_drive(control: &Control, call: &Call) -> Refusal {
-    let update = || {
-        check_name(&call.name)?;
-        let update: api::DriveUpdate = decode(&call.body)?;
-        check_names_agree(&call.name, &update.drive_id)
-    };
-    if let Err(refusal) = update() {
-        return refusal;
+/// Puts another file behind a drive of a running VM, or takes the new size of the present one.
+pub(super) async fn update_drive(control: &Control, call: &Call) -> Result<Answer, Refusal> {
+    check_name(&call.name)?;
+    let update: api::DriveUpdate = decode(&call.body)?;
+    check_names_agree(&call.name, &update.drive_id)?;
+    if update.rate_limiter.is_some() {
+        return Err(Refusal::bad_request("rate_limiter is not supported by aerostat"));
     }
-    match running(control).await {
-        Ok(()) => Refusal::bad_request(
-            "Changing a drive after starting the microVM is not supported by aerostat.",
-        ),
-        Err(refusal) => refusal,
-    }
+    let api::DriveUpdate { drive_id: id, path_on_host, .. } = update;
+    let path = path_on_host.map(Into::into);
+    control.ask(|reply| VmRequest::UpdateDrive { id, path, reply }).await?;
+    Ok(answer::no_content())
 }
 
 /// Why a part of the balloon does not answer: no balloon has it.

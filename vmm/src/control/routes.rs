@@ -68,7 +68,7 @@ pub(super) async fn serve(control: &Rc<Control>, call: Call) -> Result<Answer, R
         Route::Action => action(control, &call.body).await,
         Route::Metrics => metrics(control).await,
         Route::Configure(section) => configure::change(control, section, &call).await,
-        Route::UpdateDrive => Err(configure::update_drive(control, &call).await),
+        Route::UpdateDrive => configure::update_drive(control, &call).await,
         Route::Unsupported(what) => {
             Err(Refusal::bad_request(format!("{what} not supported by aerostat.")))
         }

@@ -20,8 +20,9 @@ pub(crate) struct Output {
 enum Mode {
     /// A regular file or the null device: writes never wait for a reader.
     Direct,
-    /// A terminal, FIFO or pipe with a file description of our own in non-blocking mode. The one
-    /// that we were given is shared with the shell, which must not find it non-blocking afterwards.
+    /// A terminal, FIFO or pipe with a file description of our own in non-blocking mode: the one that
+    /// we were given, if it was so already; else another, for the shell must not find its own
+    /// non-blocking afterwards.
     NonBlocking,
     /// A socket, or a file that may not be opened again: `MSG_DONTWAIT`, or a poll before each write.
     Polled,
@@ -41,6 +42,9 @@ impl Output {
         let kind = file.metadata()?.file_type();
         if kind.is_file() {
             return Ok(Self { mode: Mode::Direct, file: Some(file) });
+        }
+        if is_non_blocking(&file)? {
+            return Ok(Self { mode: Mode::NonBlocking, file: Some(file) });
         }
         if kind.is_char_device() || kind.is_fifo() {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -116,6 +120,14 @@ impl Output {
                 return;
             }
         }
+    }
+}
+
+fn is_non_blocking(file: &File) -> io::Result<bool> {
+    // SAFETY: reads the flags of an open file; no argument is a pointer.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) } {
+        flags if flags < 0 => Err(io::Error::last_os_error()),
+        flags => Ok(flags & libc::O_NONBLOCK != 0),
     }
 }
 

@@ -1,7 +1,6 @@
 //! A VM that is being described: each change is checked, and done whole or not at all.
 
 use std::fs::File;
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,9 +10,10 @@ use aerostat_api as api;
 
 use super::unsupported;
 use crate::boot::{InitrdFile, KernelImage};
+use crate::drive::DriveFile;
 use crate::vm::config::{
-    BalloonConfig, DriveConfig, EntropyConfig, Kernel, MAX_DRIVES, MIN_RAM_BYTES, RateLimit,
-    SerialPort, VmConfig,
+    BalloonConfig, DriveConfig, EntropyConfig, Kernel, MAX_DRIVE_ID_BYTES, MAX_DRIVES,
+    MIN_RAM_BYTES, RateLimit, SerialPort, VmConfig,
 };
 use crate::vm::handle::{Change, VmError};
 use crate::{line_file, logger};
@@ -155,13 +155,16 @@ impl Configuration {
 
     fn set_drive(&mut self, drive: api::Drive) -> Result<(), String> {
         let id = &drive.drive_id;
+        if id.is_empty() || id.len() > MAX_DRIVE_ID_BYTES {
+            return Err(format!("drive_id {id:?} is not 1 to {MAX_DRIVE_ID_BYTES} bytes long"));
+        }
         unsupported::drive(&drive).map_err(|reason| format!("{id:?}: {reason}"))?;
         let Some(path) = &drive.path_on_host else {
             return Err(format!("{id:?}: path_on_host is missing"));
         };
-        let access = if drive.is_read_only { Access::Read } else { Access::ReadAndWrite };
-        check_file(Path::new(path), access, &[Kind::Regular, Kind::BlockDevice])
-            .map_err(|reason| format!("{id:?}: path_on_host: {reason}"))?;
+        // Opened again at the start, and locked until the end of the VM.
+        DriveFile::open(Path::new(path), drive.is_read_only)
+            .map_err(|error| format!("{id:?}: path_on_host: {}", said(&error)))?;
         let drives = &mut self.description.drives;
         let others = || drives.iter().filter(|other| other.drive_id != *id);
         if let Some(root) = others().find(|other| other.is_root_device && drive.is_root_device) {
@@ -297,45 +300,6 @@ fn entropy_config(entropy: &api::Entropy) -> EntropyConfig {
 
 fn open_serial(path: &str) -> Result<File, String> {
     line_file::open(Path::new(path)).map_err(|error| format!("serial_out_path {path:?}: {error}"))
-}
-
-/// What will be done with a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Access {
-    Read,
-    ReadAndWrite,
-}
-
-/// What a file may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Regular,
-    BlockDevice,
-}
-
-/// Checks that `path` could be opened now. Never waits for a FIFO's other end.
-fn check_file(path: &Path, access: Access, allowed: &[Kind]) -> Result<(), String> {
-    let name = path.display();
-    let fail = |error: std::io::Error| format!("{name}: {error}");
-    let file = File::options()
-        .read(true)
-        .write(access == Access::ReadAndWrite)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)
-        .map_err(fail)?;
-    let file_type = file.metadata().map_err(fail)?.file_type();
-    let is_allowed = allowed.iter().any(|kind| match kind {
-        Kind::Regular => file_type.is_file(),
-        Kind::BlockDevice => file_type.is_block_device(),
-    });
-    if !is_allowed {
-        let names = allowed.iter().map(|kind| match kind {
-            Kind::Regular => "a regular file",
-            Kind::BlockDevice => "a block device",
-        });
-        return Err(format!("{name} is not {}", names.collect::<Vec<_>>().join(" or ")));
-    }
-    Ok(())
 }
 
 /// An error and its causes, each once.

@@ -15,7 +15,7 @@ fn from<T: DeserializeOwned>(json: Value) -> T {
 /// A file of a few bytes in `directory`.
 fn file(directory: &TempDir, name: &str) -> String {
     let path = directory.path().join(name);
-    fs::write(&path, "some bytes").unwrap();
+    fs::write(&path, [0; 4096]).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
@@ -151,7 +151,9 @@ fn files_that_are_not_there_or_of_the_wrong_kind_are_refused_by_name() {
         (source("embedded", Some(&there)), ["initrd_path", "embedded guest"]),
         (drive("d", none, false), ["\"d\"", none]),
         (drive("d", folder, false), ["\"d\"", folder]),
-        (drive("d", "/dev/null", false), ["/dev/null", "a regular file or a block device"]),
+        (drive("d", "/dev/null", false), ["path_on_host", "/dev/null"]),
+        (drive("", &there, false), ["drive_id", "bytes long"]),
+        (drive(&"d".repeat(100), &there, false), ["drive_id", "bytes long"]),
         (metrics(folder), ["metrics_path", folder]),
         (metrics("/nonexistent/x"), ["metrics_path", none]),
         (Change::Logger(from(json!({"log_path": none}))), ["log_path", none]),
