@@ -11,8 +11,8 @@ use std::sync::Barrier;
 use std::thread;
 
 use aerostat_api::{
-    BalloonConfig, BootSource, Client, ClientError, Entropy, InstanceState, Logger, MachineConfig,
-    Metrics, RunState, Serial,
+    BalloonConfig, BootSource, CacheType, Client, ClientError, Drive, DriveUpdate, Entropy,
+    InstanceState, IoEngine, Logger, MachineConfig, Metrics, RunState, Serial,
 };
 use system_tests::binary::{aerostat, aerostat_path, workspace_root};
 use system_tests::kvm::{kvm_or_skip, say_loudly};
@@ -214,6 +214,65 @@ fn a_vm_without_a_balloon_has_none_and_says_so() {
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains(none));
+}
+
+#[test]
+fn a_drive_is_configured_and_gets_another_file_while_the_vm_runs() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let process = Process::serve(&[]);
+    let client = process.client();
+    process.configure();
+    let [first, second] = ["first", "second"].map(|name| process.path(name));
+    for path in [&first, &second] {
+        fs::write(path, [0; 8192]).unwrap();
+    }
+    let drive = Drive {
+        drive_id: "data".into(),
+        path_on_host: Some(first.clone()),
+        is_root_device: false,
+        is_read_only: false,
+        cache_type: CacheType::Writeback,
+        io_engine: IoEngine::Sync,
+        partuuid: None,
+        rate_limiter: None,
+        socket: None,
+    };
+    client.set_drive(&drive).unwrap();
+    client.start().unwrap();
+    let update = |path: &str| DriveUpdate {
+        drive_id: "data".into(),
+        path_on_host: Some(path.into()),
+        rate_limiter: None,
+    };
+    assert!(refusal(client.update_drive(&update("/nonexistent"))).contains("/nonexistent"));
+    assert_eq!(client.vm_config().unwrap().drives, [drive.clone()]);
+    client.update_drive(&update(&second)).unwrap();
+    let changed = Drive { path_on_host: Some(second.clone()), ..drive.clone() };
+    assert_eq!(client.vm_config().unwrap().drives, [changed]);
+    let other = DriveUpdate { drive_id: "other".into(), ..update(&second) };
+    assert!(refusal(client.update_drive(&other)).contains("no drive \"other\""));
+    // Its file is locked against a second VM.
+    let rival = Process::serve(&[]);
+    rival.configure();
+    let locked = Drive { path_on_host: Some(second.clone()), ..drive };
+    let said = refusal(rival.client().set_drive(&locked));
+    assert!(said.contains("data") && said.contains(&second), "{said}");
+}
+
+#[test]
+fn a_command_line_that_no_kernel_can_have_is_refused_at_the_start() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let process = Process::serve(&[]);
+    for (boot_args, reason) in [("a\0b".to_owned(), "command line"), ("x".repeat(5000), "2047")] {
+        let source = BootSource { boot_args: Some(boot_args), ..embedded() };
+        process.client().set_boot_source(&source).unwrap();
+        let said = refusal(process.client().start());
+        assert!(said.to_lowercase().contains(reason), "{said}");
+    }
 }
 
 #[test]

@@ -1,12 +1,17 @@
 //! Requests that make a VM, of a process that `aerostat serve` has started.
 
+use std::time::Duration;
+
 use super::{Client, ClientError};
 use crate::balloon::BalloonConfig;
 use crate::config::{
     BootSource, Drive, DriveUpdate, Entropy, Logger, MachineConfig, MachineConfigUpdate, Metrics,
     Serial,
 };
-use crate::machine::ActionType;
+use crate::machine::{Action, ActionType};
+
+/// How much longer than other requests a start may take.
+const START_TIME: Duration = Duration::from_secs(60);
 
 impl Client {
     /// Sets vCPUs and memory.
@@ -94,6 +99,9 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn start(&self) -> Result<(), ClientError> {
-        self.action(ActionType::InstanceStart)
+        // The host may take its time for memory and kernel, and the server waits for it.
+        let patience = self.answer_timeout.saturating_add(START_TIME);
+        let action = Action { action_type: ActionType::InstanceStart };
+        self.send("PUT", "/actions", Some(&action), patience).map(|_answer| ())
     }
 }
