@@ -21,6 +21,8 @@ pub struct Mailbox {
     wake: Arc<EventFd>,
     handle: VmHandle,
     signals: Signals,
+    /// What [`Self::receive`] waits with, from its first time on.
+    waiting: Option<Poller<()>>,
 }
 
 /// What a mailbox holds.
@@ -43,7 +45,7 @@ impl Mailbox {
         let wake = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let (sender, requests) = mpsc::channel();
         let handle = VmHandle::new(sender, wake.clone());
-        Ok(Self { requests, wake, handle, signals: Signals::new()? })
+        Ok(Self { requests, wake, handle, signals: Signals::new()?, waiting: None })
     }
 
     /// Posts to this mailbox.
@@ -63,10 +65,14 @@ impl Mailbox {
             if let Some(request) = self.take_request() {
                 return Ok(Letter::Request(request));
             }
-            // Letters are rare: a poller for each costs nobody anything.
-            let mut poller = Poller::new()?;
-            self.register(&mut poller, (), ())?;
-            poller.wait(None)?;
+            if self.waiting.is_none() {
+                let mut poller = Poller::new()?;
+                self.register(&mut poller, (), ())?;
+                self.waiting = Some(poller);
+            }
+            if let Some(poller) = &self.waiting {
+                poller.wait(None)?;
+            }
             self.acknowledge();
         }
     }
