@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use abi::PageCount;
 use abi::platform::VIRTIO_MMIO_SLOTS;
+use aerostat::drive::DriveFile;
 use aerostat::kvm::{Host, KvmKind};
-use aerostat::vm::config::{BalloonConfig, Kernel, OnReset, VmConfig};
+use aerostat::vm::config::{BalloonConfig, DriveConfig, Kernel, OnReset, VmConfig};
 use aerostat::vm::exit::{ExitReason, InternalCause};
 use aerostat::vm::handle::{OperationState, VmError, VmRequest, VmState};
 use aerostat::vm::{StartError, Vm};
@@ -196,6 +197,30 @@ fn a_paused_vm_can_be_stopped() {
     let vm = start(config(&Payload::new().spin()));
     vm.ask(VmRequest::Pause).expect("paused");
     assert_eq!(vm.stop().0, ExitReason::Stopped { by_guest: false });
+}
+
+/// A guest that cannot be asked was answered for before its vCPUs had stopped and its disks were flushed.
+#[test]
+fn a_stop_is_answered_when_the_disks_are_complete_and_free() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let image = tempfile::NamedTempFile::new().expect("a scratch file");
+    image.as_file().set_len(1 << 20).expect("room");
+    let drive = DriveConfig {
+        id: "disk".to_owned(),
+        path: image.path().to_owned(),
+        is_read_only: false,
+        is_root_device: false,
+    };
+    for _ in 0..10 {
+        let drives = vec![drive.clone()];
+        let vm = start(VmConfig { drives, ..config(&Payload::new().spin()) });
+        DriveFile::open(image.path(), false).expect_err("the VM has it");
+        vm.ask(|reply| VmRequest::Stop { timeout: Duration::ZERO, reply }).expect("the VM answers");
+        DriveFile::open(image.path(), false).expect("the VM has let go of it");
+        vm.end();
+    }
 }
 
 #[test]

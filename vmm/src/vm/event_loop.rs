@@ -521,15 +521,16 @@ impl EventLoop {
     }
 
     fn stop(&mut self, timeout: Duration, reply: Reply<bool>) -> Option<ExitReason> {
-        if self.run_state != RunState::Running || !self.ask_to_power_off() {
+        let is_asked = self.run_state == RunState::Running && self.ask_to_power_off();
+        // Every stop is answered at the end, when the disks are complete and free again.
+        let stopping = self.stopping.get_or_insert_default();
+        queue_up(&mut stopping.replies, reply);
+        if !is_asked {
             log::info!("stop: the guest is paused, or nobody there listens; ending the VM");
-            answer(reply, Ok(false));
             return Some(ExitReason::Stopped { by_guest: false });
         }
         let deadline = Instant::now().checked_add(timeout);
-        let stopping = self.stopping.get_or_insert_default();
         stopping.deadline = [stopping.deadline, deadline].into_iter().flatten().min();
-        queue_up(&mut stopping.replies, reply);
         None
     }
 }
