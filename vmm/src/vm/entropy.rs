@@ -115,15 +115,63 @@ impl EntropyService {
 
     fn served(&mut self, progress: QueueProgress) {
         self.pending = progress == QueueProgress::Pending;
+        let transport = self.window.lock();
+        // A driver that has given up, or that broke its ring, is not served before a reset,
+        // however long its request has waited.
+        let retry = transport.is_running().then(|| transport.device().retry_at()).flatten();
         // A wait beyond what a clock can say lasts for ever.
-        let retry = self.window.lock().device().retry_at();
         self.retry = retry.and_then(|at| self.started.checked_add(at));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use abi::mmio;
+    use abi::virtio::VIRTIO_F_VERSION_1;
+    use abi::virtio::status::FAILED;
+    use devices::ram::GuestRam;
+    use devices::testing::{DriverQueue, DriverRegisters, TestRam};
+
     use super::*;
+
+    /// The loop found the time of the retry past, could not serve the request, and found it past again.
+    #[test]
+    fn a_driver_that_gives_up_while_its_request_waits_does_not_keep_the_loop_awake() {
+        let limit = RateLimit { size: 8, one_time_burst: 0, refill_time: Duration::from_millis(1) };
+        let started = Instant::now();
+        let config = EntropyConfig { bandwidth: Some(limit), ops: None };
+        let ram = Arc::new(TestRam::new(&[(0, 0x10_0000)]));
+        let window = Window::new(new_entropy(config, started), 0, ram.clone());
+        let window = Arc::new(window.expect("eventfds"));
+        let mut service = EntropyService::new(window.clone(), started);
+        let mut queue = DriverQueue::new(ram.memory(), 0x1000, 16);
+        {
+            let mut transport = window.lock();
+            transport.negotiate(VIRTIO_F_VERSION_1);
+            assert!(transport.enable_queue(0, queue.layout()));
+            transport.start();
+        }
+        for head in 0..8 {
+            queue.offer_chain(head, &[(0x8000, 4096, true)]);
+        }
+        service.kicked();
+        assert!(service.deadline().is_some(), "a request waits");
+        {
+            let mut transport = window.lock();
+            let status = transport.load(mmio::STATUS);
+            transport.store(mmio::STATUS, status | FAILED);
+            assert!(!transport.is_running());
+        }
+        // Beyond every wait that the limit can bring.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while service.deadline().is_some() {
+            assert!(Instant::now() < deadline, "the loop is still woken");
+            std::thread::sleep(Duration::from_millis(1));
+            service.turn();
+        }
+    }
 
     /// 4 KiB of zeros, or of anything that repeats, have a probability that nobody will see.
     #[test]
