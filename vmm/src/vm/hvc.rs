@@ -45,11 +45,14 @@ impl HvcOutput {
         if !self.is_reading && self.queue.is_empty() {
             self.set_reading(transport, true);
         }
-        let console = transport.device_mut();
         let mut bytes = Vec::new();
-        console.console_read(&mut bytes, self.queue.room());
+        if transport.device_mut().console_read(&mut bytes, self.queue.room()) > 0 {
+            // The room that this made may have taken a ring's worth of buffers, and no more: then the
+            // driver is still asked not to kick, and the transport has to know that it is to be served.
+            _ = transport.resume_queue(ConsoleQueue::Transmit(0).index());
+        }
         self.queue.push(&bytes);
-        let (waits, number) = console.console_waits();
+        let (waits, number) = transport.device().console_waits();
         self.waiting = match self.waiting {
             _ if !waits || self.queue.room() > 0 => None,
             Some((known, since)) if known == number => Some((known, since)),
@@ -237,6 +240,31 @@ mod tests {
         bench.host_reads(usize::MAX);
         bench.host_reads(usize::MAX);
         assert!(bench.read == Bench::text(from, bench.written - from));
+    }
+
+    /// Exactly a ring of buffers waited, all were taken at once, and the driver was never asked to kick again.
+    #[test]
+    fn a_driver_that_filled_its_ring_is_asked_to_kick_when_it_is_empty() {
+        let mut bench = Bench::new();
+        bench.ram.memory().write_slice(&[b'x'; BLOCK], GuestAddress(0x10_0000)).expect("in RAM");
+        let mut offered = 0;
+        let mut offer = |bench: &mut Bench, len: u32| {
+            bench.ring.offer_chain(offered % RING, &[(0x10_0000, len, false)]);
+            offered += 1;
+            bench.transport.store(mmio::QUEUE_NOTIFY, 1);
+            bench.pump();
+        };
+        let blocks = (PORT_BUFFER_BYTES + OUTPUT_CAPACITY) / BLOCK;
+        (0..blocks).for_each(|_| offer(&mut bench, 4096));
+        // Nothing has room any more; these wait in the ring.
+        (0..RING).for_each(|_| offer(&mut bench, 1));
+        assert!(bench.transport.device().console_waits().0);
+        let all = PORT_BUFFER_BYTES + OUTPUT_CAPACITY + usize::from(RING);
+        for _ in 0..100 {
+            bench.host_reads(usize::MAX);
+        }
+        assert_eq!(bench.read.len(), all);
+        assert_eq!(bench.ring.used_flags(), 0, "the driver may kick");
     }
 
     /// A reader that takes a byte now and then would hold one buffer for minutes.
