@@ -56,7 +56,9 @@ pub enum DriveError {
         for_writing: bool,
     },
     /// The host itself uses the block device.
-    #[error("Drive {path:?} is in use by the host: it is mounted, or part of another device")]
+    #[error(
+        "Drive {path:?} is in use: the host has mounted it, it is part of another device, or another VM writes to it"
+    )]
     InUse {
         /// The path.
         path: PathBuf,
