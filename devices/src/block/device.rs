@@ -183,8 +183,10 @@ impl Block {
         if properties.is_read_only != self.properties.is_read_only {
             return Err(BackendRefused::ReadOnly);
         }
-        if self.active.as_ref().is_some_and(|active| !matches!(active.batch, Batch::None)) {
-            return Err(BackendRefused::Busy);
+        match self.active.as_ref().map(|active| &active.batch) {
+            Some(Batch::Ready(_) | Batch::Running) => return Err(BackendRefused::Busy),
+            // What a batch that has been carried out left behind are outcomes, which the change does not touch.
+            Some(Batch::None | Batch::Done(_)) | None => {}
         }
         let is_writeback = self.config.is_writeback();
         self.config = ConfigSpace::new(&properties);

@@ -28,6 +28,11 @@ use crate::drive::{DriveError, DriveFile};
 
 /// The request queue.
 const REQUESTS: u16 = 0;
+/// Turns that carry out all that a queue can hold, even if each batch is one request.
+///
+/// Without vCPUs a queue still need not run dry: a read may put a later available index over the
+/// one that the driver left, and so on with each sector.
+const DRAIN_TURNS: u32 = 1024;
 /// Stack of the thread; only what is touched costs memory.
 const STACK_BYTES: usize = 128 << 10;
 
@@ -35,14 +40,15 @@ const STACK_BYTES: usize = 128 << 10;
 pub(super) enum BlockCommand {
     /// Carries out what the paused guest has made available, then says that pause `pause` holds.
     Settle { pause: u64 },
-    /// The machine was reset.
-    Reset { done: mpsc::Sender<()> },
+    /// The device was reset with the machine: forgets the work that is void.
+    Forget { done: mpsc::Sender<()> },
     /// Puts another file in the place of the present one, or takes its new size.
     Replace { path: Option<PathBuf>, reply: Reply<()> },
 }
 
 /// The thread, as the event loop holds it.
 pub(super) struct BlockWorker {
+    window: Arc<Window<Block>>,
     commands: Option<mpsc::Sender<BlockCommand>>,
     wake: Arc<EventFd>,
     settled: Arc<AtomicU64>,
@@ -70,7 +76,7 @@ impl BlockWorker {
         }
         let worker = Worker {
             id: id.to_owned(),
-            window,
+            window: window.clone(),
             file,
             poller,
             commands: receiver,
@@ -85,7 +91,7 @@ impl BlockWorker {
             .name(format!("blk-{id}"))
             .stack_size(STACK_BYTES)
             .spawn(move || worker.main())?;
-        Ok(Self { commands: Some(commands), wake, settled, place, thread: Some(thread) })
+        Ok(Self { window, commands: Some(commands), wake, settled, place, thread: Some(thread) })
     }
 
     /// Sends a command. If the thread is gone, the requester sees its reply dropped.
@@ -109,10 +115,14 @@ impl BlockWorker {
         self.place.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Resets the device after the vCPUs have stopped, and waits until it is done.
+    /// Resets the device after the vCPUs have stopped, and waits until the thread knows.
+    ///
+    /// Not by the thread itself: that would first carry out the rest of its batch, which can be
+    /// hundreds of requests of gigabytes. So this waits for one step of the batch.
     pub(super) fn reset(&self) {
+        self.window.lock().reset();
         let (done, wait) = mpsc::channel();
-        self.post(BlockCommand::Reset { done });
+        self.post(BlockCommand::Forget { done });
         // An error means that the thread is gone, which it has reported.
         wait.recv().ok();
     }
@@ -248,8 +258,8 @@ impl Worker {
                     self.pending |= self.window.serve(REQUESTS) == QueueProgress::Pending;
                     self.settling = Some(pause);
                 }
-                Ok(BlockCommand::Reset { done }) => {
-                    self.window.reset();
+                Ok(BlockCommand::Forget { done }) => {
+                    self.window.forget_kicks();
                     self.pending = false;
                     // The event loop waits for it, or has given up everything.
                     done.send(()).ok();
@@ -264,12 +274,16 @@ impl Worker {
         }
     }
 
-    /// Carries out everything that is available; bounded, because no vCPU runs any more.
+    /// Carries out everything that is available. No vCPU runs any more.
     fn drain(&mut self) {
         self.pending |= self.window.serve(REQUESTS) == QueueProgress::Pending;
-        while self.pending {
+        for _ in 0..DRAIN_TURNS {
+            if !self.pending {
+                return;
+            }
             self.advance();
         }
+        log::warn!("drive {}: the guest's requests make new ones, the rest is void", self.id);
     }
 
     /// Says that a pause holds, once nothing is left to carry out.

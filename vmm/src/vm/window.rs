@@ -51,12 +51,16 @@ impl<D: VirtioDevice> Window<D> {
 
     /// Returns the device to its state after power-on. Called with the vCPUs stopped, by whoever serves its queues.
     pub(crate) fn reset(&self) {
+        self.forget_kicks();
+        self.lock().reset();
+    }
+
+    /// Takes back every wake-up by a machine that is gone.
+    pub(crate) fn forget_kicks(&self) {
         for doorbell in &self.doorbells {
-            // A kick of the machine that is gone.
             doorbell.read().ok();
         }
         self.touched.read().ok();
-        self.lock().reset();
     }
 
     /// An eventfd per queue.

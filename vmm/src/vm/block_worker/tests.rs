@@ -8,11 +8,13 @@ use abi::block::feature::FLUSH;
 use abi::block::request::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use abi::mmio;
 use abi::virtio::VIRTIO_F_VERSION_1;
+use devices::block::{BackendError, BackendProperties, DiskRange};
 use devices::ram::GuestRam;
+use devices::ring::CheckedDesc;
 use devices::testing::{DriverQueue, DriverRegisters, TestRam};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
 
@@ -20,6 +22,52 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const HEADER: u64 = 0x8000;
 const STATUS: u64 = 0x9000;
 const DATA: u64 = 0x1_0000;
+
+/// A disk whose transfers do what a test says.
+struct Scripted<F>(F);
+
+impl<F: Fn(&GuestMemoryMmap, &[CheckedDesc]) + Send + Sync> BlockBackend for Scripted<F> {
+    fn properties(&self) -> BackendProperties {
+        BackendProperties {
+            sectors: 64,
+            is_read_only: false,
+            can_discard: false,
+            physical_block_bytes: 512,
+        }
+    }
+
+    fn read(
+        &self,
+        _range: DiskRange,
+        memory: &GuestMemoryMmap,
+        to: &[CheckedDesc],
+    ) -> Result<(), BackendError> {
+        (self.0)(memory, to);
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        _range: DiskRange,
+        memory: &GuestMemoryMmap,
+        from: &[CheckedDesc],
+    ) -> Result<(), BackendError> {
+        (self.0)(memory, from);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn discard(&self, _range: DiskRange) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported)
+    }
+
+    fn write_zeroes(&self, _range: DiskRange, _may_unmap: bool) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported)
+    }
+}
 
 /// A drive with its thread, and a driver.
 struct Rig {
@@ -35,12 +83,17 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::over(|file| file)
+    }
+
+    /// Over what `backend` makes of the file.
+    fn over(backend: impl FnOnce(Arc<DriveFile>) -> Arc<dyn BlockBackend>) -> Self {
         let dir = TempDir::new().expect("a scratch directory");
         let path = dir.path().join("a.img");
         File::create(&path).unwrap().set_len(64 * 512).unwrap();
         let file = Arc::new(DriveFile::open(&path, false).expect("a drive"));
         let ram = Arc::new(TestRam::new(&[(0, 0x10_0000)]));
-        let window = Window::new(Block::new(file.clone(), "disk"), 0, ram.clone());
+        let window = Window::new(Block::new(backend(file.clone()), "disk"), 0, ram.clone());
         let window = Arc::new(window.expect("eventfds"));
         let (sender, events) = mpsc::channel();
         let wake = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).expect("an eventfd"));
@@ -186,6 +239,68 @@ fn a_reset_leaves_the_drive_ready_for_the_next_boot() {
     }
 }
 
+/// The thread carried out the whole batch before it looked at the reset, and the event loop waited.
+#[test]
+fn a_reset_waits_for_one_step_and_not_for_the_batch() {
+    let (permits, wait) = mpsc::channel::<()>();
+    let (begun, begins) = mpsc::channel();
+    let wait = Mutex::new(wait);
+    let mut rig = Rig::over(move |_| {
+        Arc::new(Scripted(move |_: &GuestMemoryMmap, _: &[CheckedDesc]| {
+            begun.send(()).ok();
+            wait.lock().unwrap().recv().ok();
+        }))
+    });
+    // No neighbours, or they would be one step.
+    (0..8).for_each(|n| rig.offer(VIRTIO_BLK_T_OUT, 2 * n));
+    rig.kick();
+    begins.recv_timeout(PATIENCE).expect("the first write begins");
+    let (worker, window) = (&rig.worker, &rig.window);
+    thread::scope(|scope| {
+        // Here, so that a failure lets the writes go.
+        let permits = permits;
+        let reset = scope.spawn(|| worker.reset());
+        let deadline = Instant::now() + PATIENCE;
+        // The reset holds the registers while it waits for the step.
+        while window.lock_soon().is_some() {
+            assert!(Instant::now() < deadline, "the reset waits for the thread");
+        }
+        permits.send(()).unwrap();
+        while !reset.is_finished() {
+            assert!(Instant::now() < deadline, "the reset waits for more than a step");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(begins.try_recv().is_err(), "no other write began");
+    });
+    assert!(!rig.window.lock().is_running());
+    rig.start();
+    rig.offer(VIRTIO_BLK_T_FLUSH, 0);
+    rig.kick();
+    rig.wait_used(1);
+}
+
+/// A guest can have its last read make the next request, and that one the next: the end never came.
+#[test]
+fn requests_that_make_new_ones_do_not_hold_up_the_end() {
+    let reads = Arc::new(AtomicU64::new(0));
+    let counted = reads.clone();
+    let mut rig = Rig::over(move |_| {
+        Arc::new(Scripted(move |memory: &GuestMemoryMmap, to: &[CheckedDesc]| {
+            let before = counted.fetch_add(1, Ordering::Relaxed);
+            let next = u16::try_from((before + 2) & 0xffff).unwrap();
+            memory.write_obj(next.to_le(), to[0].addr()).unwrap();
+        }))
+    });
+    let index = rig.queue.layout().avail + 2;
+    let header = [VIRTIO_BLK_T_IN.to_le_bytes(), [0; 4], [0; 4], [0; 4]].concat();
+    rig.ram.memory().write_slice(&header, GuestAddress(HEADER)).unwrap();
+    let chain = [(HEADER, 16, false), (index, 2, true), (DATA, 510, true), (STATUS, 1, true)];
+    rig.queue.offer_chain(0, &chain);
+    assert_eq!(rig.worker.finish(), Ok(()));
+    let reads = reads.load(Ordering::Relaxed);
+    assert!((64..5000).contains(&reads), "{reads} requests, of a ring of 64");
+}
+
 #[test]
 fn another_file_takes_the_place_of_the_first_while_the_guest_runs() {
     let mut rig = Rig::new();
@@ -219,6 +334,29 @@ fn another_file_takes_the_place_of_the_first_while_the_guest_runs() {
     let Rig { file, .. } = rig;
     drop(file);
     DriveFile::open(&first, false).expect("unlocked");
+}
+
+/// The thread carried the batch out, found it unanswered, and tried again for ever.
+#[test]
+fn another_file_takes_its_place_while_requests_are_under_way() {
+    let mut rig = Rig::new();
+    let other = rig.dir.path().join("b.img");
+    fs::write(&other, vec![0x33; 64 * 512]).unwrap();
+    rig.fill(0, 0x44);
+    rig.offer(VIRTIO_BLK_T_OUT, 0);
+    {
+        // As a vCPU's register write gathers them, which wakes the thread only afterwards.
+        let mut transport = rig.window.lock();
+        assert_eq!(transport.queue_notified(REQUESTS), QueueProgress::Pending);
+    }
+    assert_eq!(rig.replace(Some(&other)), Ok(()));
+    rig.wait_used(1);
+    assert_eq!((rig.statuses(), rig.on_disk(0)), (vec![0], 0x44));
+    rig.offer(VIRTIO_BLK_T_IN, 0);
+    rig.kick();
+    rig.wait_used(2);
+    assert_eq!(rig.ram.memory().read_obj::<u8>(GuestAddress(DATA + 512)).unwrap(), 0x33);
+    assert_eq!(rig.worker.finish(), Ok(()));
 }
 
 /// After a flush that failed nobody can say what is on the disk, however the next one ends.
