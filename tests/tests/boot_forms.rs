@@ -356,6 +356,62 @@ proptest! {
 }
 
 #[test]
+fn an_empty_kernel_is_called_so() {
+    let text = refusal(Vec::new());
+    assert!(text.contains("ELF: no ELF file, it is empty"), "{text}");
+}
+
+/// RAM above 4 GiB has room for segments, but a vCPU started there would meet nothing mapped, or the lower half
+/// of the address: a triple fault without a word.
+#[test]
+fn a_kernel_entered_above_4_gib_is_refused_with_its_entry() {
+    let high = 4u64 << 30;
+    let pages = PageCount::new(RAM_BYTES / PAGE_SIZE);
+    let ram =
+        [0, high].map(|gpa| PfnRange::from_start(Pfn::containing(gpa), pages).expect("in range"));
+    let refusal = |file: Vec<u8>| {
+        let image = KernelImage::Bytes(Arc::from(file)).check(&ram, &BootInfo::default());
+        image.expect_err("cannot be entered").to_string()
+    };
+    let mut elf = kernel().elf_without_pvh();
+    // Entry, and the first segment's p_paddr.
+    for at in [24, 64 + 24] {
+        elf[at..at + 8].copy_from_slice(&(high + 0x10_0000).to_le_bytes());
+    }
+    let text = refusal(elf);
+    let expected = "64-bit protocol: the entry 0x100100000 is beyond the 0x100000000";
+    assert!(text.contains(expected), "{text}");
+    let image = BzImage::new(&kernel().code(), &[]).with(0x258, &high.to_le_bytes()).file();
+    let text = refusal(image);
+    assert!(text.contains("64-bit protocol: the entry 0x100000200 is beyond"), "{text}");
+}
+
+/// Sixty thousand segments, each a page apart, used to cost seconds and to be listed one by one.
+#[test]
+fn thousands_of_segments_cost_no_time_and_no_message_of_megabytes() {
+    let (count, first) = (20_000u16, 0x20_0000u64);
+    let mut file = kernel().elf_without_pvh();
+    let table = file.len() as u64;
+    file[32..40].copy_from_slice(&table.to_le_bytes());
+    file[56..58].copy_from_slice(&count.to_le_bytes());
+    for index in 0..u64::from(count) {
+        file.extend([1u32, 7].map(u32::to_le_bytes).concat());
+        let gpa = first + index * PAGE_SIZE;
+        file.extend([0, gpa, gpa, 0, 1, 4].map(u64::to_le_bytes).concat());
+    }
+    let pages = PageCount::new((first / PAGE_SIZE) + u64::from(count));
+    let ram = [PfnRange::from_start(Pfn::ZERO, pages).expect("in range")];
+    let text = KernelImage::Bytes(Arc::from(file.clone())).check(&ram, &BootInfo::default());
+    let text = text.expect_err("the entry is in none of them").to_string();
+    assert!(text.contains("and 19992 more") && text.len() < 2000, "{} B", text.len());
+    file[24..32].copy_from_slice(&first.to_le_bytes());
+    let (mut initrd, _dir) = initrd(&[1; 0x2000]);
+    let info = BootInfo { initrd: Some(&mut initrd), ..BootInfo::default() };
+    let form = KernelImage::Bytes(Arc::from(file)).check(&ram, &info);
+    assert_eq!(form.expect("there is room below them"), Form::Elf64);
+}
+
+#[test]
 fn a_missing_kernel_is_named() {
     let kernel = aerostat::vm::config::Kernel::Path(Path::new("/nonexistent/vmlinuz").into());
     let error = KernelImage::open(&kernel).expect_err("nothing there").to_string();

@@ -8,6 +8,7 @@ use linux_loader::loader::bootparam::setup_header;
 use vm_memory::ByteValued;
 
 use super::error::FormError;
+use super::layout;
 
 /// Where the setup header begins.
 const HEADER_OFFSET: u64 = 0x1f1;
@@ -110,7 +111,7 @@ impl BzImage {
         if xloadflags & XLF_KERNEL_64 == 0 {
             return Err(FormError::No64BitEntry { xloadflags });
         }
-        Ok(self.header.pref_address.saturating_add(ENTRY_64_OFFSET))
+        layout::reachable(self.header.pref_address.saturating_add(ENTRY_64_OFFSET))
     }
 
     /// Longest command line, without its NUL.

@@ -88,7 +88,7 @@ pub(super) fn check<F: Read + Seek>(
     }
     check_disjoint(&segments)?;
     let inside = |entry| match segments.iter().any(|s| (s.start..s.end).contains(&entry)) {
-        true => Ok(entry),
+        true => layout::reachable(entry),
         false => {
             let segments = layout::list(segments.iter().map(|s| (s.start, s.end)));
             Err(FormError::EntryOutsideKernel { entry, segments })

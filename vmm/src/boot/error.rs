@@ -6,6 +6,7 @@ use std::io;
 use super::cmdline::CmdlineError;
 use super::form::Form;
 use super::initrd::InitrdError;
+use super::layout::ENTRY_END;
 
 /// The kernel cannot be booted.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,13 @@ impl fmt::Display for Attempt {
     }
 }
 
+fn beginning(found: &[u8]) -> String {
+    if found.is_empty() {
+        return String::from("it is empty");
+    }
+    format!("it begins with {found:02x?}")
+}
+
 fn list(tried: &[Attempt]) -> String {
     let texts: Vec<_> = tried.iter().map(Attempt::to_string).collect();
     texts.join("; ")
@@ -83,7 +91,7 @@ pub enum FormError {
     #[error("reading failed: {0}")]
     Read(#[from] io::Error),
     /// The file does not begin like an ELF file.
-    #[error("no ELF file, it begins with {found:02x?}")]
+    #[error("no ELF file, {}", beginning(.found))]
     NotElf {
         /// Its first bytes, at most 4.
         found: Vec<u8>,
@@ -156,6 +164,12 @@ pub enum FormError {
         entry: u64,
         /// The segments.
         segments: String,
+    },
+    /// The kernel would be entered where nothing is mapped yet.
+    #[error("the entry {entry:#x} is beyond the {ENTRY_END:#x} that a kernel is entered below")]
+    EntryTooHigh {
+        /// Where.
+        entry: u64,
     },
     /// The file is no bzImage.
     #[error("no bzImage, {what} at {offset:#x} is {found:02x?}, not {wanted:02x?}")]

@@ -106,21 +106,23 @@ impl InitrdFile {
 }
 
 /// The highest page-aligned address in `low..high` with room for `bytes` that touch no page of `taken`.
-fn highest(bytes: u64, low: u64, high: u64, taken: &[(u64, u64)]) -> Option<u64> {
-    let mut high = high;
-    loop {
-        let gpa = high.checked_sub(bytes)? / PAGE_SIZE * PAGE_SIZE;
-        if gpa < low {
-            return None;
-        }
+///
+/// One pass from the highest start down, since a file may have tens of thousands of segments: whoever gives way to
+/// one lies below its start, and so below everything that was passed before.
+fn highest(bytes: u64, low: u64, mut high: u64, taken: &[(u64, u64)]) -> Option<u64> {
+    let mut taken = taken.to_vec();
+    taken.sort_unstable();
+    let below = |high: u64| Some(high.checked_sub(bytes)? / PAGE_SIZE * PAGE_SIZE);
+    let mut gpa = below(high)?;
+    for &(start, end) in taken.iter().rev() {
         let last_page_end = gpa + bytes.next_multiple_of(PAGE_SIZE);
-        let in_the_way = |&&(start, end): &&(u64, u64)| start < last_page_end && gpa < end;
-        match taken.iter().filter(in_the_way).map(|&(start, _)| start).min() {
-            // Strictly lower than before, as what is in the way starts below the end of this try.
-            Some(start) => high = start.min(high - 1) / PAGE_SIZE * PAGE_SIZE,
-            None => return Some(gpa),
+        if start < last_page_end && gpa < end {
+            // The start may lie in the page that `high` cuts.
+            high = start.min(high) / PAGE_SIZE * PAGE_SIZE;
+            gpa = below(high)?;
         }
     }
+    (gpa >= low).then_some(gpa)
 }
 
 /// The initrd cannot be loaded.

@@ -26,6 +26,12 @@ pub(super) const CMDLINE: u64 = 0x2_0000;
 /// Room for it, its NUL included.
 pub(super) const CMDLINE_ROOM: usize = 0x1_0000;
 
+/// Ranges that a message lists: a hostile file has up to 65535 segments.
+const LISTED: usize = 8;
+
+/// One past what is mapped at a 64-bit entry, and one past what 32-bit protected mode can name.
+pub(super) const ENTRY_END: u64 = DIRECTORIES << 30;
+
 /// Where in `ram` a kernel may lie, as (start, end).
 pub(super) fn kernel_ram(ram: &[PfnRange]) -> impl Iterator<Item = (u64, u64)> {
     ram.iter()
@@ -48,11 +54,20 @@ pub(super) fn fits(
     }
 }
 
-/// `ranges` for a message.
+/// `entry`, if a vCPU can start there.
+pub(super) fn reachable(entry: u64) -> Result<u64, FormError> {
+    if entry < ENTRY_END { Ok(entry) } else { Err(FormError::EntryTooHigh { entry }) }
+}
+
+/// `ranges` for a message: the first [`LISTED`], and how many more.
 pub(super) fn list(ranges: impl IntoIterator<Item = (u64, u64)>) -> String {
+    let mut ranges = ranges.into_iter();
     let texts: Vec<_> =
-        ranges.into_iter().map(|(start, end)| format!("{start:#x}..{end:#x}")).collect();
-    texts.join(", ")
+        ranges.by_ref().take(LISTED).map(|(start, end)| format!("{start:#x}..{end:#x}")).collect();
+    match (texts.join(", "), ranges.count()) {
+        (texts, 0) => texts,
+        (texts, more) => format!("{texts} and {more} more"),
+    }
 }
 
 #[cfg(test)]

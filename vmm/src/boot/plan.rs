@@ -132,9 +132,9 @@ impl Plan {
     }
 
     fn bzimage_64(bzimage: &BzImage, ram: &[PfnRange]) -> Result<Self, FormError> {
-        let entry = bzimage.entry_64()?;
         let (start, bytes) = bzimage.place();
         let end = layout::fits("the kernel with its working memory", start, bytes, ram)?;
+        let entry = bzimage.entry_64()?;
         let (offset, file_bytes) = bzimage.kernel();
         Ok(Self {
             form: Form::BzImage64,
