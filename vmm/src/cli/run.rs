@@ -19,7 +19,7 @@ use crate::vm::config::{BalloonConfig, DriveConfig, Kernel, VmConfig};
 use crate::vm::drives::OpenDrive;
 use crate::vm::exit::ExitReason;
 use crate::vm::handle::{VmError, VmHandle};
-use crate::vm::{StartError, Vm};
+use crate::vm::{StartError, Vm, planned_command_line};
 
 /// Starts a VM and stays until it ends.
 pub(super) fn run(options: RunOptions, started: Instant) -> Result<u8, Failure> {
@@ -146,7 +146,7 @@ fn check(config: &VmConfig, socket: &Path) -> Result<u8, Failure> {
 fn check_kernel(config: &VmConfig, ram: &[PfnRange], kvm: KvmKind) -> Result<Form, BootError> {
     let mut kernel = KernelImage::open(&config.kernel)?;
     let mut initrd = config.initrd.as_deref().map(InitrdFile::open).transpose()?;
-    let cmdline = config.cmdline.as_deref().unwrap_or_default();
+    let cmdline = &planned_command_line(config);
     let refuse_linux = kvm == KvmKind::Software && !config.allow_software_kvm;
     kernel.check(ram, &BootInfo { cmdline, initrd: initrd.as_mut(), rsdp: None, refuse_linux })
 }

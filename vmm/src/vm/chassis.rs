@@ -25,7 +25,7 @@ use super::config::{GuestConsole, Kernel, OnReset, SerialPort, VmConfig};
 use super::drives::{Drives, InsertedDrive, OpenDrive};
 use super::entropy::{EntropyService, new_entropy};
 use super::handle::{VmInfo, VmState};
-use super::slots::Slots;
+use super::slots::{Slots, planned_places};
 use super::vcpu::{ExitCounters, VcpuEvents, Vcpus};
 use super::window::{Place, Window};
 use crate::acpi::pm1::Pm1;
@@ -108,7 +108,8 @@ impl Chassis {
         let sci = Arc::new(KvmLevelLine::new(SCI_GSI));
         let pm1 = Pm1::new(sci.clone());
         let board = Arc::new(Board::new(com1.clone(), pm1, slots.windows().to_vec()));
-        let cmdline = command_line(config, &slots);
+        debug_assert!(slots.places().eq(planned_places(config)), "a check would speak of others");
+        let cmdline = command_line(config, slots.places());
         let acpi = acpi_tables(config.vcpus, &slots)?;
         let rsdp = Some(acpi.write(ram.memory())?);
         let refuse_linux = host.kind() == KvmKind::Software && !config.allow_software_kvm;
@@ -312,8 +313,13 @@ fn console_size(config: &VmConfig) -> Option<ConsoleSize> {
     }
 }
 
+/// The command line with which `config` would start.
+pub(crate) fn planned_command_line(config: &VmConfig) -> String {
+    command_line(config, planned_places(config))
+}
+
 /// The operator's words, or the kernel's default, where the root is, then the device announcements.
-fn command_line(config: &VmConfig, slots: &Slots) -> String {
+fn command_line(config: &VmConfig, places: impl Iterator<Item = Place>) -> String {
     let default = match config.kernel {
         Kernel::Embedded | Kernel::Image(_) => "",
         Kernel::Path(_) => match config.console {
@@ -322,7 +328,7 @@ fn command_line(config: &VmConfig, slots: &Slots) -> String {
         },
     };
     let announcements: Vec<_> =
-        slots.places().map(|place| cmdline::announce(place.base, place.gsi)).collect();
+        places.map(|place| cmdline::announce(place.base, place.gsi)).collect();
     let words = std::iter::once(config.cmdline.as_deref().unwrap_or(default));
     let words = words.chain(config.root_words());
     cmdline::join(words.chain(announcements.iter().map(String::as_str)))

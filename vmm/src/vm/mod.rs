@@ -33,6 +33,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use balloon_worker::BalloonWorker;
 use chassis::Chassis;
+pub(crate) use chassis::planned_command_line;
 use config::{ConfigError, OnReset, VmConfig};
 use drives::Drives;
 use event_loop::{EventLoop, Parts};

@@ -8,7 +8,16 @@ use std::sync::Arc;
 use devices::ram::GuestRam;
 use devices::virtio::VirtioDevice;
 
+use super::config::VmConfig;
 use super::window::{MmioWindow, Place, Window};
+
+/// Where the guest of `config` will find its devices, before there are any: what [`Slots::places`] will be.
+pub(crate) fn planned_places(config: &VmConfig) -> impl Iterator<Item = Place> {
+    let optional = usize::from(config.balloon.is_some()) + usize::from(config.entropy.is_some());
+    // There is always a console.
+    let devices = optional + 1 + config.drives.len();
+    (0..).map_while(Place::of_slot).take(devices)
+}
 
 /// Devices in their slots.
 pub(crate) struct Slots {

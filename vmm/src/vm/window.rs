@@ -108,6 +108,14 @@ pub(crate) struct Place {
     pub(crate) gsi: u32,
 }
 
+impl Place {
+    /// That of window number `slot`; `None` where there is no such slot.
+    pub(crate) fn of_slot(slot: u16) -> Option<Self> {
+        let base = VIRTIO_MMIO_BASE + u64::from(slot) * mmio::WINDOW_BYTES;
+        Some(Self { base, gsi: virtio_mmio_gsi(slot)? })
+    }
+}
+
 /// A window, whatever device is behind it, as vCPUs and the machine see it.
 pub(crate) trait MmioWindow: Send + Sync {
     /// Where the guest finds it.
