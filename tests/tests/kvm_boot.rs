@@ -2,6 +2,7 @@
 //! entered and what they were told.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use aerostat::vm::config::{Kernel, OnReset, VmConfig};
 use aerostat::vm::exit::ExitReason;
 use system_tests::binary::aerostat;
 use system_tests::bzimage::{BzImage, Packing};
+use system_tests::host_memory::mappings;
 use system_tests::kvm::kvm_or_skip;
 use system_tests::machine::{config, start};
 use system_tests::payload::Payload;
@@ -123,6 +125,51 @@ fn a_reboot_loads_kernel_and_initrd_again() {
     fs::remove_file(initrd).expect("it is open");
     let (_, output) = vm.printed("RAMdRAMdRAMd").stop();
     assert!(output.starts_with("RAMdRAMdRAMd"), "{output}");
+}
+
+/// The allocator used to keep megabytes of it, where a start had given all back.
+#[test]
+fn a_reboot_gives_back_the_memory_in_which_the_kernel_was_decompressed() {
+    if !kvm_or_skip() {
+        return;
+    }
+    const RAM: u64 = 32 << 20;
+    let mut elf = Payload::new().print("up").echo_until_q().reset().elf();
+    // Noise that no segment has, but every decompression makes.
+    let mut state = 1u64;
+    elf.extend((0..6 << 20).map(|_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state.to_le_bytes()[7]
+    }));
+    let image = BzImage::new(&wrong(), &Packing::Lz4.pack(&elf));
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("vmlinuz");
+    fs::write(&file, image.with(0x260, &(16u32 << 20).to_le_bytes()).file()).expect("a file");
+    let mut command = aerostat();
+    command.args(["run", "--memory", "32M", "--allow-software-kvm", "--on-reset", "reboot"]);
+    command.arg("--kernel").arg(&file).arg("--api-sock").arg(dir.path().join("sock"));
+    let mut vm = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("aerostat");
+    let (mut input, mut output) =
+        (vm.stdin.take().expect("piped"), vm.stdout.take().expect("piped"));
+    let mut expect = |text: &str| {
+        let mut seen = vec![0; text.len()];
+        output.read_exact(&mut seen).expect("the VM lives");
+        assert_eq!(String::from_utf8_lossy(&seen), text);
+    };
+    let private = || -> u64 {
+        let all = mappings(vm.id()).expect("its smaps");
+        all.iter().filter(|m| !m.is_ram(RAM)).map(|m| m.private_dirty).sum()
+    };
+    expect("up");
+    let before = private();
+    for _ in 0..2 {
+        input.write_all(b"q").expect("the VM reads");
+        expect("qup");
+    }
+    let grown = private().saturating_sub(before);
+    vm.kill().expect("it still runs");
+    vm.wait().expect("its end");
+    assert!(grown < 1 << 20, "grew by {grown} B from {before} B");
 }
 
 /// `aerostat run` with `kernel` as its file: exit code, standard output and error.

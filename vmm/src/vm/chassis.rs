@@ -17,7 +17,6 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::StartError;
 use super::balloon_worker::{BalloonWorker, HostClock};
 use super::board::Board;
 use super::config::describe::mib;
@@ -28,6 +27,7 @@ use super::handle::{VmInfo, VmState};
 use super::slots::{Slots, planned_places};
 use super::vcpu::{ExitCounters, VcpuEvents, Vcpus};
 use super::window::{Place, Window};
+use super::{StartError, return_free_heap};
 use crate::acpi::pm1::Pm1;
 use crate::acpi::{AcpiError, MachineDescription, Tables, VirtioSlot};
 use crate::boot::cmdline::{self, DEFAULT_FOR_FILES, DEFAULT_FOR_FILES_ON_HVC};
@@ -209,6 +209,8 @@ impl Chassis {
         let cpus = (&self.cpuid, self.vcpu_count);
         let (machine, vcpus) = new_machine(vm, &self.ram, wiring, cpus, entry)?;
         (self.machine, self.vcpus) = (Some(machine), vcpus);
+        // The kernel has been read and decompressed once more.
+        return_free_heap();
         Ok(())
     }
 
