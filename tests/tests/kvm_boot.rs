@@ -211,6 +211,31 @@ fn a_software_kvm_refuses_linux_at_once_and_a_hardware_kvm_runs_it() {
     }
 }
 
+/// The refusal used to name an option that `serve` had not.
+#[test]
+fn serve_starts_linux_on_a_software_kvm_for_who_insists() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (kernel, file) = (dir.path().join("vmlinuz"), dir.path().join("vm.json"));
+    fs::write(&kernel, Payload::new().print("ran").power_off().elf_like_linux()).expect("a file");
+    let json = format!(
+        r#"{{"boot-source":{{"kernel_image_path":{kernel:?}}},"machine-config":{{"vcpu_count":1,"mem_size_mib":8}}}}"#
+    );
+    fs::write(&file, json).expect("a file");
+    let serve = |options: &[&str]| {
+        let mut command = aerostat();
+        command.args(["serve", "--no-api", "--config-file"]).arg(&file).args(options);
+        let output = command.stdin(Stdio::null()).output().expect("the aerostat binary starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    assert_eq!(serve(&["--allow-software-kvm"]), (Some(0), String::from("ran")));
+    if is_software_kvm() {
+        assert_eq!(serve(&[]), (Some(6), String::new()));
+    }
+}
+
 #[test]
 fn who_insists_sees_what_a_software_kvm_does() {
     if !kvm_or_skip() {

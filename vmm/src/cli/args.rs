@@ -121,6 +121,10 @@ pub(super) struct ServeOptions {
     /// Serve no control socket
     #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
     pub(super) no_api: bool,
+    /// Start a Linux kernel even on a software KVM, where it is silent for minutes and then fails
+    #[arg(long, env = "AEROSTAT_ALLOW_SOFTWARE_KVM")]
+    #[arg(value_parser = clap::builder::FalseyValueParser::new())]
+    pub(super) allow_software_kvm: bool,
     /// What to log on standard error until the logger is configured
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub(super) log_level: LogLevel,

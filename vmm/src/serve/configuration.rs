@@ -29,12 +29,20 @@ pub struct Configuration {
     id: String,
     description: api::VmConfig,
     metrics: Option<File>,
+    allow_software_kvm: bool,
 }
 
 impl Configuration {
     /// Firecracker's defaults: one vCPU, 128 MiB, no devices, and nothing to boot.
     pub fn new(id: impl Into<String>) -> Self {
-        Self { id: id.into(), description: api::VmConfig::default(), metrics: None }
+        let (description, metrics) = (api::VmConfig::default(), None);
+        Self { id: id.into(), description, metrics, allow_software_kvm: false }
+    }
+
+    /// The same, where a Linux kernel starts even on a software KVM if `is_allowed`: no API's field, but the operator's word.
+    #[must_use]
+    pub fn allow_software_kvm(self, is_allowed: bool) -> Self {
+        Self { allow_software_kvm: is_allowed, ..self }
     }
 
     /// What `description` says, checked as if each section came by itself.
@@ -257,6 +265,7 @@ impl Configuration {
             kernel: kernel(source),
             initrd: source.initrd_path.as_ref().map(PathBuf::from),
             cmdline: source.boot_args.clone(),
+            allow_software_kvm: self.allow_software_kvm,
             balloon: description.balloon.as_ref().map(|balloon| BalloonConfig {
                 target: PageCount::new(u64::from(balloon.amount_mib) * (1 << 20) / abi::PAGE_SIZE),
                 deflate_on_oom: balloon.deflate_on_oom,
