@@ -22,6 +22,8 @@ pub struct Item {
     pub command: String,
     /// Seconds of L1's clock that it may take.
     pub limit_s: u32,
+    /// Whether it is one test of a test binary, which says `1 passed` if it has run.
+    pub is_test: bool,
 }
 
 impl Item {
@@ -29,7 +31,7 @@ impl Item {
     pub fn new(name: String, command: String) -> Self {
         let special = LIMITS_S.iter().find(|(start, _)| name.starts_with(start));
         let limit_s = special.map_or(LIMIT_S, |&(_, limit_s)| limit_s);
-        Self { name, command, limit_s }
+        Self { name, command, limit_s, is_test: false }
     }
 }
 
@@ -92,7 +94,7 @@ impl TestBinary {
 
     fn item(&self, test: &str) -> Item {
         let command = format!("/lab/{} --test-threads 1 --exact {test}", self.name);
-        Item::new(self.item_name(test), command)
+        Item { is_test: true, ..Item::new(self.item_name(test), command) }
     }
 }
 
