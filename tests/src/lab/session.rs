@@ -185,9 +185,10 @@ fn end_with_parent() -> std::io::Result<()> {
     }
 }
 
-/// The last lines of L1's console.
+/// The last lines of L1's console, enough for a panic with its reason above registers and stack.
 fn tail(console: &[u8]) -> String {
+    const LINES: usize = 150;
     let text = String::from_utf8_lossy(console);
     let lines: Vec<&str> = text.lines().collect();
-    format!("its console's end:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"))
+    format!("its console's end:\n{}", lines[lines.len().saturating_sub(LINES)..].join("\n"))
 }
