@@ -352,9 +352,9 @@ fn starts_that_fail_leave_nothing_behind_and_the_last_one_works() {
     let before = (process.threads(), process.descriptors());
     let (size, private) = (process.kib("VmSize:"), process.kib("RssAnon:"));
     (0..30).for_each(|_| fail());
-    // A thread that was joined may be listed a moment longer.
-    wait_for("threads and descriptors to be as before", || {
-        ((process.threads(), process.descriptors()) == before).then_some(())
+    // A thread that was joined may be listed a moment longer: now, and when they were counted before.
+    wait_for("no more threads and descriptors than before", || {
+        (process.threads() <= before.0 && process.descriptors() <= before.1).then_some(())
     });
     assert!(process.kib("VmSize:") < size + 4096, "{} after {size}", process.kib("VmSize:"));
     assert!(
