@@ -5,6 +5,7 @@
 //! simulated machine and under model checkers.
 #![cfg_attr(not(any(test, loom, feature = "testing")), no_std)]
 
+pub mod addr;
 #[cfg(not(loom))]
 pub mod balloon;
 pub mod buddy;
@@ -13,6 +14,7 @@ pub mod census;
 pub mod console;
 #[cfg(not(loom))]
 pub mod entropy;
+pub mod errno;
 pub mod memdesc;
 pub mod memory;
 pub mod platform;

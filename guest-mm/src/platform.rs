@@ -4,7 +4,9 @@ use core::ptr::NonNull;
 
 use abi::Pfn;
 
+use crate::addr::VaRange;
 use crate::sync::HeldLocks;
+use crate::sync::shim::{AtomicU32, Ordering};
 
 /// Largest number of CPUs, the length of per-CPU arrays.
 pub const MAX_CPUS: usize = 4;
@@ -48,7 +50,29 @@ pub unsafe trait Platform: Sync {
 
     /// Called in every iteration of a spin: PAUSE on a machine, a scheduling
     /// point in the simulator.
+    ///
+    /// Serves what other CPUs ask of this one by [`Self::flush_tlb`], masked or
+    /// not, so that a CPU which spins for a lock cannot hold up the lock's
+    /// holder. May run another thread if interrupts are not masked.
     fn relax(&self);
+
+    /// Makes the entries of the upper half of `table`, a zeroed root page
+    /// table, those of the kernel. A machine without an MMU leaves them empty.
+    fn init_root(&self, _table: NonNull<u64>) {}
+
+    /// Makes `root` this CPU's root page table, or the kernel's own if `None`,
+    /// and forgets its cached translations of the user half.
+    ///
+    /// Called unmasked or masked; the caller has noted the CPU in the address
+    /// space's [`CpuSet`] before, and takes it out afterwards.
+    fn load_root(&self, _root: Option<Pfn>) {}
+
+    /// Makes each of `cpus`, this one included if it is in the set, forget its
+    /// cached translations of `what` in the address space of `root`, cached
+    /// upper-level entries for these addresses included. Returns when all have.
+    ///
+    /// A CPU that has another root loaded when the request comes has nothing to forget.
+    fn flush_tlb(&self, _root: Pfn, _cpus: CpuSet, _what: TlbFlush) {}
 
     /// Where the lock-order checker of debug builds notes the locks that each
     /// CPU holds; `None` switches the checker off.
@@ -74,4 +98,106 @@ pub enum FaultSite {
     StoreReserve,
     /// Adding a buffer to a virtqueue.
     QueueAdd,
+}
+
+/// What to forget of a TLB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlbFlush {
+    /// The pages of a range, and the tables on the way to them.
+    Range(VaRange),
+    /// The whole user half.
+    All,
+}
+
+/// A set of CPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuSet(u32);
+
+impl CpuSet {
+    /// No CPU.
+    pub const EMPTY: Self = Self(0);
+
+    /// This CPU alone.
+    ///
+    /// # Panics
+    /// If there is no such CPU.
+    pub const fn of(cpu: usize) -> Self {
+        assert!(cpu < MAX_CPUS, "no such CPU");
+        Self(1 << cpu)
+    }
+
+    /// The first `count` CPUs, at most [`MAX_CPUS`].
+    pub const fn first(count: usize) -> Self {
+        let count = if count < MAX_CPUS { count } else { MAX_CPUS };
+        Self((1 << count) - 1)
+    }
+
+    /// Whether `cpu` is in the set.
+    pub const fn contains(self, cpu: usize) -> bool {
+        cpu < MAX_CPUS && self.0 >> cpu & 1 == 1
+    }
+
+    /// The set without `cpu`.
+    pub const fn without(self, cpu: usize) -> Self {
+        if cpu < MAX_CPUS { Self(self.0 & !(1 << cpu)) } else { self }
+    }
+
+    /// Whether no CPU is in it.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Its CPUs, ascending.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..MAX_CPUS).filter(move |cpu| self.contains(*cpu))
+    }
+}
+
+/// A set of CPUs that any of them changes.
+#[derive(Debug)]
+pub struct AtomicCpuSet(AtomicU32);
+
+impl AtomicCpuSet {
+    /// No CPU.
+    #[cfg(not(loom))]
+    pub const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// No CPU.
+    #[cfg(loom)]
+    pub fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// Puts `cpu` in.
+    ///
+    /// Sequentially consistent: the CPU's later page walks come after it, and a
+    /// flusher's [`Self::load`] comes after its change of the tables.
+    ///
+    /// # Panics
+    /// If there is no such CPU.
+    pub fn insert(&self, cpu: usize) {
+        self.0.fetch_or(CpuSet::of(cpu).0, Ordering::SeqCst);
+    }
+
+    /// Takes `cpu` out.
+    ///
+    /// # Panics
+    /// If there is no such CPU.
+    pub fn remove(&self, cpu: usize) {
+        self.0.fetch_and(!CpuSet::of(cpu).0, Ordering::SeqCst);
+    }
+
+    /// The CPUs in it now.
+    pub fn load(&self) -> CpuSet {
+        crate::sync::shim::fence(Ordering::SeqCst);
+        CpuSet(self.0.load(Ordering::SeqCst))
+    }
+}
+
+impl Default for AtomicCpuSet {
+    fn default() -> Self {
+        Self::new()
+    }
 }

@@ -5,10 +5,12 @@
 //! `tests/loom.rs`. Lock order: [`lock_order`].
 
 pub mod lock_order;
+pub mod rwlock;
 pub mod shim;
 pub mod spinlock;
 
 pub use lock_order::{HeldLocks, LockClass};
+pub use rwlock::{ReadLockGuard, RwLock, WriteLockGuard};
 pub use spinlock::{SpinGuard, SpinLock};
 
 #[cfg(test)]
