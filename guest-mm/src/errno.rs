@@ -5,7 +5,6 @@ use core::fmt;
 /// Why a memory call failed: Linux's names and numbers (`include/uapi/asm-generic/errno-base.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(i32)]
-#[expect(clippy::upper_case_acronyms, reason = "Linux's names")]
 pub enum Errno {
     /// Operation not permitted.
     EPERM = 1,

@@ -15,11 +15,20 @@ pub mod console;
 #[cfg(not(loom))]
 pub mod entropy;
 pub mod errno;
+pub mod folio;
 pub mod memdesc;
 pub mod memory;
+#[cfg(not(loom))]
+pub mod mm;
+#[cfg(not(loom))]
+pub mod pagecache;
 pub mod platform;
 pub mod rcu;
+#[cfg(not(loom))]
+pub mod rmap;
 pub mod slab;
+#[cfg(not(loom))]
+pub mod space;
 pub mod store;
 pub mod sync;
 #[cfg(any(test, feature = "testing"))]

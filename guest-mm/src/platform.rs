@@ -20,7 +20,7 @@ pub const MAX_CPUS: usize = 4;
 /// # Safety
 /// Implementors promise what [`Self::frame_ptr`] says: callers dereference the
 /// pointer. [`Self::frame_of`] is its inverse.
-pub unsafe trait Platform: Sync {
+pub unsafe trait Platform: Sync + 'static {
     /// The frame's first byte in the direct map: 4096-aligned, valid for reads
     /// and writes for as long as the platform lives, whoever holds it.
     ///

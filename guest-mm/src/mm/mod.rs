@@ -1,0 +1,136 @@
+//! The memory manager as a whole.
+//!
+//! [`Base`] is what everything borrows: frames, read sections, slab caches.
+//! [`Mm`] stands on it and has what there is once per machine; calls that need
+//! several parts are its methods, each in the module of its subject.
+
+use core::fmt;
+
+use crate::buddy::Gfp;
+use crate::folio::Folio;
+use crate::memory::Memory;
+use crate::pagecache::FileMapping;
+use crate::platform::Platform;
+use crate::rcu::Rcu;
+use crate::rmap::AnonVma;
+use crate::slab::{CacheError, KmemCache, SlabOptions};
+use crate::space::{AddressSpace, Vma};
+use crate::xarray::SlabNodes;
+
+/// What everything else stands on.
+#[derive(Debug)]
+pub struct Base<P> {
+    /// Frames, their words, free memory.
+    pub memory: Memory<P>,
+    /// Lockless readers.
+    pub rcu: Rcu,
+    /// Slab caches.
+    pub caches: Caches,
+}
+
+/// The slab caches of the memory manager, one per type.
+#[derive(Debug)]
+pub struct Caches {
+    /// Nodes of all XArrays.
+    pub xa_node: KmemCache,
+    /// [`Folio`]s, type-safe.
+    pub folio: KmemCache,
+    /// [`Vma`]s.
+    pub vma: KmemCache,
+    /// [`AnonVma`]s.
+    pub anon_vma: KmemCache,
+    /// [`AddressSpace`]s.
+    pub space: KmemCache,
+    /// [`FileMapping`]s.
+    pub file: KmemCache,
+}
+
+impl Caches {
+    /// All caches, empty.
+    ///
+    /// # Errors
+    /// An object does not fit a slab: not with the slab's own sizes.
+    fn new<P: Platform>(memory: &Memory<P>) -> Result<Self, CacheError> {
+        let plain = SlabOptions::default();
+        let type_safe = SlabOptions { type_safe: true };
+        Ok(Self {
+            xa_node: SlabNodes::cache(memory)?,
+            folio: KmemCache::new(memory, "folio", size_of::<Folio>(), type_safe)?,
+            vma: KmemCache::new(memory, "vma", size_of::<Vma<'static, P>>(), plain)?,
+            anon_vma: KmemCache::new(
+                memory,
+                "anon_vma",
+                size_of::<AnonVma<'static, P>>().max(16),
+                plain,
+            )?,
+            space: KmemCache::new(memory, "space", size_of::<AddressSpace<'static, P>>(), plain)?,
+            file: KmemCache::new(
+                memory,
+                "file",
+                size_of::<FileMapping<'static, P>>().max(16),
+                plain,
+            )?,
+        })
+    }
+
+    /// All of them, for the census.
+    pub fn all(&self) -> [&KmemCache; 6] {
+        [&self.xa_node, &self.folio, &self.vma, &self.anon_vma, &self.space, &self.file]
+    }
+}
+
+impl<P: Platform> Base<P> {
+    /// What everything stands on, over `memory`.
+    ///
+    /// # Errors
+    /// As [`KmemCache::new`].
+    pub fn new(memory: Memory<P>) -> Result<Self, CacheError> {
+        let caches = Caches::new(&memory)?;
+        Ok(Self { memory, rcu: Rcu::new(), caches })
+    }
+}
+
+impl<P: Platform> Base<P> {
+    /// The machine.
+    pub const fn platform(&self) -> &P {
+        self.memory.platform()
+    }
+
+    /// Nodes for an XArray.
+    pub fn xa_nodes(&self) -> SlabNodes<'_, P> {
+        SlabNodes::new(&self.memory, &self.caches.xa_node, Gfp::KERNEL)
+    }
+}
+
+/// The memory manager.
+pub struct Mm<'m, P: Platform> {
+    base: &'m Base<P>,
+}
+
+impl<'m, P: Platform> Mm<'m, P> {
+    /// The memory manager over `base`, without a process.
+    pub const fn new(base: &'m Base<P>) -> Self {
+        Self { base }
+    }
+
+    /// What it stands on.
+    pub const fn base(&self) -> &'m Base<P> {
+        self.base
+    }
+
+    /// The machine.
+    pub const fn platform(&self) -> &'m P {
+        self.base.memory.platform()
+    }
+
+    /// Frames and free memory.
+    pub const fn memory(&self) -> &'m Memory<P> {
+        &self.base.memory
+    }
+}
+
+impl<P: Platform> fmt::Debug for Mm<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mm").finish_non_exhaustive()
+    }
+}
