@@ -22,6 +22,8 @@ pub mod memory;
 pub mod mm;
 #[cfg(not(loom))]
 pub mod pagecache;
+#[cfg(not(loom))]
+pub mod pgtable;
 pub mod platform;
 pub mod rcu;
 #[cfg(not(loom))]
