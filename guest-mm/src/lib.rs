@@ -28,6 +28,8 @@ pub mod platform;
 pub mod rcu;
 #[cfg(not(loom))]
 pub mod rmap;
+#[cfg(not(loom))]
+pub mod scenario;
 pub mod slab;
 #[cfg(not(loom))]
 pub mod space;

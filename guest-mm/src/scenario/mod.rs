@@ -1,0 +1,182 @@
+//! Scenarios: what the memory manager is put through, in the guest by
+//! `aerostat exec NAME` and on the host's simulated machine by `cargo test`.
+//!
+//! A scenario is a function of a [`Ctx`], generic over the [`Machine`]. To add
+//! one: a variant of [`Name`] and its arms in [`Name::spec`] and [`run`]. Those
+//! that take no turn on other CPUs do the same, access by access, on every
+//! machine with the same seed.
+//!
+//! Whatever a scenario did, it frees: [`run`] compares the free pages before
+//! and after, and takes a census.
+
+mod args;
+mod census;
+mod failure;
+mod machine;
+mod rng;
+
+use core::fmt;
+
+pub use args::{Args, MAX_ROUNDS, Mutant};
+pub use failure::{Failure, check, check_eq, check_err};
+pub use machine::{Access, Machine, Signal};
+pub use rng::Rng;
+
+use crate::mm::Mm;
+
+/// How a scenario ends.
+pub type Outcome = Result<(), Failure>;
+
+/// The scenarios.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Name {
+    /// Counts everything.
+    Census,
+}
+
+/// What can be said of a scenario without running it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spec {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub summary: &'static str,
+    /// Faults that it can be asked to build in.
+    pub mutants: &'static [Mutant],
+}
+
+impl Name {
+    /// All of them, in the order in which they are best run.
+    pub const ALL: &[Self] = &[Self::Census];
+
+    /// The scenario called `name`.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|scenario| scenario.spec().name == name)
+    }
+
+    /// What it is.
+    pub const fn spec(self) -> Spec {
+        let (name, summary) = match self {
+            Self::Census => ("census", "counts everything and compares all books"),
+        };
+        Spec { name, summary, mutants: &[] }
+    }
+}
+
+/// Who runs scenarios: where their output goes, and what must be done while they run.
+pub trait Caller {
+    /// Takes a line of output.
+    fn print(&mut self, line: fmt::Arguments<'_>);
+
+    /// Called between steps of scenarios that take long: serves devices.
+    fn serve(&mut self) {}
+}
+
+/// What a scenario works with.
+pub struct Ctx<'a, 'm, M: Machine> {
+    /// The memory manager.
+    pub mm: &'a Mm<'m, M>,
+    /// What was asked for.
+    pub args: Args,
+    /// The random numbers of [`Args::seed`].
+    pub rng: Rng,
+    caller: &'a mut dyn Caller,
+}
+
+impl<'a, 'm, M: Machine> Ctx<'a, 'm, M> {
+    /// The context for one run.
+    pub fn new(mm: &'a Mm<'m, M>, args: Args, caller: &'a mut dyn Caller) -> Self {
+        Self { mm, args, rng: Rng::new(args.seed), caller }
+    }
+
+    /// The machine.
+    pub const fn machine(&self) -> &'m M {
+        self.mm.platform()
+    }
+
+    /// CPUs to use: those that are up, or as many as asked for.
+    pub fn cpus(&self) -> usize {
+        let up = self.machine().cpus();
+        self.args.cpus.map_or(up, |asked| asked.min(up))
+    }
+
+    /// Rounds to do: `default`, or what was asked for.
+    pub fn rounds(&self, default: u64) -> u64 {
+        self.args.rounds.unwrap_or(default)
+    }
+
+    /// Prints a line.
+    pub fn print(&mut self, line: fmt::Arguments<'_>) {
+        self.caller.print(line);
+    }
+
+    /// To be called now and then by whoever takes long.
+    pub fn serve(&mut self) {
+        self.caller.serve();
+    }
+
+    /// Runs each of `cases` and says how it ended. All run, whatever becomes of the others.
+    ///
+    /// # Errors
+    /// The failure of the first that failed.
+    pub fn run_cases(&mut self, cases: &[Case<M>]) -> Outcome {
+        let mut outcome = Ok(());
+        for case in cases {
+            // Each case starts with the same numbers, whatever ran before it.
+            self.rng = Rng::new(self.args.seed);
+            let ended = (case.run)(self);
+            self.machine().leave();
+            match ended {
+                Ok(()) => self.print(format_args!("ok {}", case.name)),
+                Err(failure) => {
+                    self.print(format_args!("not ok {}: {failure}", case.name));
+                    outcome = outcome.and(Err(failure));
+                }
+            }
+            self.serve();
+        }
+        outcome
+    }
+}
+
+impl<M: Machine> fmt::Debug for Ctx<'_, '_, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ctx").field("args", &self.args).finish_non_exhaustive()
+    }
+}
+
+/// A part of a scenario with a name of its own.
+pub struct Case<M: Machine> {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does; it frees what it took.
+    pub run: fn(&mut Ctx<'_, '_, M>) -> Outcome,
+}
+
+impl<M: Machine> fmt::Debug for Case<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Case").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Runs scenario `name`: the scenario, then the comparison of free pages with
+/// those before, then the census.
+///
+/// # Errors
+/// What went wrong first; the rest has been printed.
+pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
+    let before = census::settled_free_pages(ctx.mm);
+    let outcome = match name {
+        Name::Census => Ok(()),
+    };
+    ctx.machine().leave();
+    if let Err(failure) = outcome {
+        ctx.print(format_args!("FAILED: {failure}"));
+    }
+    let after = census::settled_free_pages(ctx.mm);
+    let kept = check_eq(after.get(), before.get(), "free pages afterwards");
+    if let Err(failure) = kept {
+        ctx.print(format_args!("LEAK: {failure}"));
+    }
+    outcome.and(kept).and(census::take(ctx))
+}
