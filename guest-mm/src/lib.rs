@@ -15,6 +15,8 @@ pub mod console;
 #[cfg(not(loom))]
 pub mod entropy;
 pub mod errno;
+#[cfg(not(loom))]
+pub mod fault;
 pub mod folio;
 pub mod memdesc;
 pub mod memory;

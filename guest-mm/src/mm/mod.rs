@@ -7,6 +7,7 @@
 use core::fmt;
 
 use crate::buddy::Gfp;
+use crate::fault::FaultCounters;
 use crate::folio::Folio;
 use crate::memory::Memory;
 use crate::pagecache::FileMapping;
@@ -105,12 +106,14 @@ impl<P: Platform> Base<P> {
 /// The memory manager.
 pub struct Mm<'m, P: Platform> {
     base: &'m Base<P>,
+    /// What page faults did.
+    pub(crate) faults: FaultCounters,
 }
 
 impl<'m, P: Platform> Mm<'m, P> {
     /// The memory manager over `base`, without a process.
     pub const fn new(base: &'m Base<P>) -> Self {
-        Self { base }
+        Self { base, faults: FaultCounters::new() }
     }
 
     /// What it stands on.
