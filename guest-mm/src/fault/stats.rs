@@ -3,7 +3,8 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::FaultOutcome;
-use crate::platform::MAX_CPUS;
+use crate::mm::Mm;
+use crate::platform::{MAX_CPUS, Platform};
 
 /// Events beside the outcomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -146,6 +147,13 @@ impl FaultStats {
     /// Faults that were served from memory.
     pub fn minor(&self) -> u64 {
         self.served() - self.major()
+    }
+}
+
+impl<P: Platform> Mm<'_, P> {
+    /// What page faults have done since start.
+    pub fn fault_stats(&self) -> FaultStats {
+        self.faults.snapshot()
     }
 }
 
