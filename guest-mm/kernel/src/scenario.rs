@@ -1,5 +1,7 @@
 //! The scenarios: names, arguments, usage. What they do is in the image.
 
+use guest_mm::scenario::{self as mm, Name};
+
 use crate::size;
 
 /// Exit code of a scenario that did what it was asked.
@@ -36,6 +38,8 @@ pub enum Call {
     Touch(TouchSize),
     /// Checks sentinels, and that what the host discarded reads as zero.
     Verify,
+    /// A scenario of the memory manager's own.
+    Mm(Name, mm::Args),
     /// Counts every word, free list and store entry.
     Census,
     /// Prints the balloon driver's state and counters.
@@ -64,7 +68,7 @@ pub enum Call {
     /// Panics.
     Panic,
     /// Reads where nothing is mapped.
-    Fault,
+    WildRead,
     /// Interrupts itself by an NMI.
     Nmi,
     /// Takes the page tables away.
@@ -78,6 +82,8 @@ pub enum BadCall {
     NoSuchScenario,
     /// The arguments are not what the usage says.
     Usage(&'static str),
+    /// As [`Self::Usage`], for one of the memory manager's own.
+    MmUsage(Name),
 }
 
 impl BadCall {
@@ -85,7 +91,7 @@ impl BadCall {
     pub const fn code(self) -> u8 {
         match self {
             Self::NoSuchScenario => NOT_FOUND,
-            Self::Usage(_) => BAD_ARGUMENTS,
+            Self::Usage(_) | Self::MmUsage(_) => BAD_ARGUMENTS,
         }
     }
 }
@@ -98,6 +104,7 @@ impl core::fmt::Display for BadCall {
                 NAMES.iter().try_for_each(|name| write!(f, " {name}"))
             }
             Self::Usage(usage) => write!(f, "usage: {usage}"),
+            Self::MmUsage(name) => write!(f, "usage: {}", name.spec()),
         }
     }
 }
@@ -117,7 +124,7 @@ pub const NAMES: &[&str] = &[
     "poweroff",
     "reset",
     "panic",
-    "fault",
+    "wild-read",
     "nmi",
     "triple-fault",
 ];
@@ -160,10 +167,14 @@ impl Call {
             "poweroff" => alone(Self::PowerOff, "poweroff"),
             "reset" => alone(Self::Reset, "reset"),
             "panic" => alone(Self::Panic, "panic"),
-            "fault" => alone(Self::Fault, "fault"),
+            "wild-read" => alone(Self::WildRead, "wild-read"),
             "nmi" => alone(Self::Nmi, "nmi"),
             "triple-fault" => alone(Self::TripleFault, "triple-fault"),
-            _ => Err(BadCall::NoSuchScenario),
+            _ => {
+                let name = Name::parse(name).ok_or(BadCall::NoSuchScenario)?;
+                let args = mm::Args::parse(&name.spec(), args).ok_or(BadCall::MmUsage(name))?;
+                Ok(Self::Mm(name, args))
+            }
         }
     }
 }
@@ -196,6 +207,13 @@ mod tests {
             assert_ne!(Call::parse(name, &[]), Err(BadCall::NoSuchScenario), "{name}");
         }
         assert_eq!(Call::parse("tuoch", &[]), Err(BadCall::NoSuchScenario));
+    }
+
+    #[test]
+    fn every_scenario_of_the_memory_manager_is_announced() {
+        for name in Name::ALL {
+            assert!(NAMES.contains(&name.spec().name), "{name:?}");
+        }
     }
 
     #[test]

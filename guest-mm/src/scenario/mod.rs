@@ -45,6 +45,13 @@ pub struct Spec {
     pub mutants: &'static [Mutant],
 }
 
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} [--seed N] [--cpus N] [--rounds N]", self.name)?;
+        self.mutants.iter().try_for_each(|mutant| write!(f, " [--mutant {}]", mutant.name()))
+    }
+}
+
 impl Name {
     /// All of them, in the order in which they are best run.
     pub const ALL: &[Self] = &[Self::Census];

@@ -11,7 +11,7 @@ use guest_mm::balloon::{BalloonDriver, Wake};
 use guest_mm::console::{AgentState, ConsoleDriver};
 use guest_mm::entropy::EntropyDriver;
 use guest_mm::memory::Memory;
-use guest_mm::slab::KmemCache;
+use guest_mm::mm::Mm;
 use guest_mm::store::PfnStore;
 
 use super::devices::{Causes, Served};
@@ -56,8 +56,8 @@ pub(super) struct Kernel<'m, S> {
     pub(super) memory: &'m Memory<Machine>,
     /// What the balloon holds.
     pub(super) store: &'m S,
-    /// Slab caches, for the census.
-    pub(super) caches: &'m [&'m KmemCache],
+    /// The memory manager over it.
+    pub(super) mm: &'m Mm<'m, Machine>,
     /// Pages that must never change.
     pub(super) sentinels: Sentinels,
     /// The balloon's driver.
@@ -76,15 +76,12 @@ pub(super) struct Kernel<'m, S> {
 
 impl<'m, S: PfnStore> Kernel<'m, S> {
     /// The kernel without any device.
-    pub(super) fn new(
-        memory: &'m Memory<Machine>,
-        store: &'m S,
-        caches: &'m [&'m KmemCache],
-    ) -> Self {
+    pub(super) fn new(mm: &'m Mm<'m, Machine>, store: &'m S) -> Self {
+        let memory = mm.memory();
         Self {
             memory,
+            mm,
             store,
-            caches,
             sentinels: Sentinels::place(memory),
             balloon: None,
             console: None,

@@ -25,12 +25,9 @@ mod window;
 use abi::{PageCount, Pfn, PfnRange};
 use guest_kernel::cmdline::StoreKind;
 use guest_kernel::layout::PAGE;
-use guest_mm::buddy::Gfp;
 use guest_mm::memory::Memory;
-use guest_mm::rcu::Rcu;
-use guest_mm::slab::KmemCache;
+use guest_mm::mm::{Base, Mm};
 use guest_mm::store::{BitmapStore, PfnStore, XArrayStore};
-use guest_mm::xarray::SlabNodes;
 
 use boot::Boot;
 use kernel::Kernel;
@@ -53,22 +50,17 @@ extern "C" fn kernel_main(start_info_gpa: u64) -> ! {
     };
     let memory = Memory::new(machine, boot.ram.ranges(), boot.reserved())
         .unwrap_or_else(|error| panic!("{error}"));
+    let base = Base::new(memory).unwrap_or_else(|error| panic!("{error}"));
+    let mm = Mm::new(&base);
     apic::init();
     timer::init();
     irq::unmask();
     if let Some(words) = bitmap {
         let store = BitmapStore::new(&machine, range, words);
-        serve(
-            &boot,
-            &memory,
-            &store.unwrap_or_else(|| unreachable!("counted for the same range")),
-            &[],
-        );
+        serve(&boot, &mm, &store.unwrap_or_else(|| unreachable!("counted for the same range")));
     }
-    let cache = SlabNodes::cache(&memory).unwrap_or_else(|error| panic!("{error}"));
-    let rcu = Rcu::new();
-    let store = XArrayStore::new(&rcu, SlabNodes::new(&memory, &cache, Gfp::KERNEL), range);
-    serve(&boot, &memory, &store, &[&cache])
+    let store = XArrayStore::new(&base.rcu, base.xa_nodes(), range);
+    serve(&boot, &mm, &store)
 }
 
 /// Memory for a bitmap store over `range`.
@@ -87,13 +79,8 @@ fn bitmap_words(boot: &mut Boot, range: PfnRange) -> &'static mut [u64] {
 }
 
 /// Starts the devices, runs what the command line asks for, then serves for ever.
-fn serve<S: PfnStore>(
-    boot: &Boot,
-    memory: &Memory<Machine>,
-    store: &S,
-    caches: &[&KmemCache],
-) -> ! {
-    let mut kernel = Kernel::new(memory, store, caches);
+fn serve<'m, S: PfnStore>(boot: &Boot, mm: &'m Mm<'m, Machine>, store: &'m S) -> ! {
+    let mut kernel = Kernel::new(mm, store);
     kernel.find_devices(boot.cmdline, &boot.options, &boot.ram);
     debug!("serving after {} us", time::now_ns() / 1000);
     for words in boot.options.exec() {

@@ -17,7 +17,8 @@ impl<S: PfnStore> Kernel<'_, S> {
         };
         let claim =
             BalloonClaim { driver: DriverId::BALLOON, store: self.store, actual, in_flight };
-        let scope = CensusScope { balloons: &[claim], caches: self.caches };
+        let caches = self.mm.base().caches.all();
+        let scope = CensusScope { balloons: &[claim], caches: &caches };
         let census = self.memory.census_of(&scope);
         for kind in Kind::ALL {
             let (pages, blocks) = (census.pages(kind).get(), census.blocks(kind));

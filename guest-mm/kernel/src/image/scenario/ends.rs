@@ -13,7 +13,7 @@ pub(super) fn panic() -> ! {
 }
 
 /// Reads the first page, which nothing maps.
-pub(super) fn fault() -> u8 {
+pub(super) fn wild_read() -> u8 {
     let nothing = core::ptr::with_exposed_provenance::<u8>(0x10);
     // SAFETY: the access faults and the trap report ends the guest; nothing comes after it.
     unsafe { nothing.read_volatile() }

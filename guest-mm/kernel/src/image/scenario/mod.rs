@@ -9,7 +9,7 @@ mod touch;
 mod trap_stress;
 mod verify;
 
-use guest_kernel::scenario::{Call, SUCCESS};
+use guest_kernel::scenario::{Call, FAILURE, SUCCESS};
 use guest_mm::store::PfnStore;
 
 use super::kernel::Kernel;
@@ -21,6 +21,11 @@ impl<S: PfnStore> Kernel<'_, S> {
         match call {
             Call::Touch(size) => self.touch(size),
             Call::Verify => self.verify(),
+            Call::Mm(name, _) => {
+                let name = name.spec().name;
+                self.print(format_args!("{name}: this kernel has no user memory"));
+                FAILURE
+            }
             Call::Census => self.census(),
             Call::Balloon => self.print_balloon(),
             Call::Entropy { bytes } => self.entropy(bytes),
@@ -30,7 +35,7 @@ impl<S: PfnStore> Kernel<'_, S> {
             Call::PowerOff => power::off(),
             Call::Reset => power::reset(),
             Call::Panic => ends::panic(),
-            Call::Fault => ends::fault(),
+            Call::WildRead => ends::wild_read(),
             Call::Nmi => ends::nmi(),
             Call::TripleFault => power::triple_fault(),
         }
