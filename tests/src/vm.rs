@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use aerostat_api::balloon::{Operation, OperationRequest};
+use aerostat_api::balloon::{Operation, OperationRequest, OperationState};
 use aerostat_api::client::Client;
 use aerostat_api::guest::{ExecEvent, ExecRequest};
 use tempfile::TempDir;
@@ -14,7 +14,8 @@ use crate::binary::aerostat;
 use crate::host_memory::{Mapping, mappings, memfd_bytes};
 use crate::lab::inside_lab;
 
-/// How long anything may take before a test gives up on it; generous, since the lab's CPU is emulated.
+/// How long anything may take before a test gives up on it; generous, since the lab's CPU is emulated: a resize of 16 MiB
+/// has taken a second there while the host was busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls `probe` until it gives a value.
@@ -195,18 +196,28 @@ impl TestVm {
             .expect("a valid target is accepted")
     }
 
-    /// Waits until resize operation `id` has ended.
+    /// Waits until resize operation `id` has reached its target; stalls on the way there are waited out.
     ///
     /// # Panics
-    /// If it is unknown or does not end.
+    /// If it is unknown, or ends in another way, or not at all.
     pub fn finish_resize(&self, id: u64) -> Operation {
-        wait_for("the resize to end", || {
-            let operation = self.client.operation(Some(id)).expect("an answer");
-            operation.filter(|o| o.state.is_final())
-        })
+        let mut last = None;
+        let reached = poll_for(PATIENCE, || {
+            let operation = self.client.operation(Some(id)).expect("an answer").expect("known");
+            let state = operation.state;
+            last = Some(operation);
+            (state != OperationState::Running && state != OperationState::Stalled).then_some(state)
+        });
+        let last = last.expect("looked at least once");
+        assert_eq!(reached, Some(OperationState::Reached), "{last:?}\n{}", self.output());
+        assert_eq!(last.actual_bytes, last.target_bytes, "{last:?}");
+        last
     }
 
-    /// Resizes the balloon and waits for the end of the operation.
+    /// Resizes the balloon and waits until it has exactly that size.
+    ///
+    /// # Panics
+    /// If it does not come to that.
     pub fn resize(&self, target_bytes: u64) -> Operation {
         self.finish_resize(self.begin_resize(target_bytes).id)
     }

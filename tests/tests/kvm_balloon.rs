@@ -26,8 +26,7 @@ fn half_is_really_freed(backing: &str, options: &[&str], touch: bool) {
     let before = vm.host_bytes(backing);
     assert!(before >= ram() / 10 * 8, "only {before} B were resident to begin with");
     let half = ram() / 2;
-    let operation = vm.resize(half);
-    assert_eq!(operation.state, OperationState::Reached, "{operation:?}");
+    vm.resize(half);
     let freed = before - vm.host_bytes(backing).min(before);
     assert!(freed >= half / 100 * 95, "freed {freed} B of {half}");
     let status = vm.client().balloon_status().expect("an answer");
@@ -36,7 +35,7 @@ fn half_is_really_freed(backing: &str, options: &[&str], touch: bool) {
     let reported = status.host_resident_bytes.expect("both backings have a source of truth");
     assert!(reported.abs_diff(truth) <= 2 * MIB, "VMM says {reported}, the kernel says {truth}");
 
-    assert_eq!(vm.resize(0).state, OperationState::Reached);
+    vm.resize(0);
     vm.exec_ok("verify", &[]);
     vm.exec_ok("census", &[]);
 }
@@ -103,8 +102,8 @@ fn cycles_leave_the_vmm_no_larger() {
     for backing in BACKINGS {
         let vm = TestVm::start(ram(), &["--backing", backing]);
         let cycle = || {
-            assert_eq!(vm.resize(ram() / 4).state, OperationState::Reached);
-            assert_eq!(vm.resize(0).state, OperationState::Reached);
+            vm.resize(ram() / 4);
+            vm.resize(0);
         };
         cycle();
         let before = vm.private_bytes_beyond_ram();
@@ -123,9 +122,7 @@ fn any_target_in_pages_is_reached_exactly() {
     for backing in BACKINGS {
         let vm = TestVm::start(ram(), &["--backing", backing]);
         for pages in [1, 255, 256, 257, 9473, 1023, 3, 0] {
-            let operation = vm.resize(pages * 4096);
-            assert_eq!(operation.state, OperationState::Reached, "{operation:?}");
-            assert_eq!(operation.actual_bytes, pages * 4096);
+            vm.resize(pages * 4096);
             vm.exec_ok("census", &[]);
         }
     }
@@ -141,7 +138,7 @@ fn retargeting_in_flight_converges_on_the_last() {
         let targets = [ram() / 2, 7 * MIB, ram() / 4, 4096, ram() / 3 / 4096 * 4096];
         let begun: Vec<_> = targets.iter().map(|&t| vm.begin_resize(t)).collect();
         let last = begun.last().expect("there are some");
-        assert_eq!(vm.finish_resize(last.id).state, OperationState::Reached);
+        vm.finish_resize(last.id);
         assert_eq!(
             vm.client().balloon_status().expect("an answer").actual_bytes,
             last.target_bytes
@@ -164,7 +161,7 @@ fn pause_keeps_target_and_actual_and_a_target_set_meanwhile_is_followed_after() 
         let status = vm.client().balloon_status().expect("an answer");
         assert_eq!((status.target_bytes, status.actual_bytes), (32 * MIB, 16 * MIB));
         vm.client().set_run_state(RunState::Resumed).expect("it can resume");
-        assert_eq!(vm.finish_resize(operation.id).state, OperationState::Reached);
+        vm.finish_resize(operation.id);
     }
 }
 
@@ -202,11 +199,16 @@ fn a_target_above_what_the_guest_can_give_ends_stalled_and_the_vm_keeps_serving(
     }
     for backing in BACKINGS {
         let vm = TestVm::start(64 * MIB, &["--backing", backing]);
-        let operation = vm.resize(64 * MIB);
-        assert_eq!(operation.state, OperationState::Stalled, "{operation:?}");
-        assert!(operation.deficit_bytes > 0 && operation.actual_bytes > 32 * MIB, "{operation:?}");
+        let id = vm.begin_resize(64 * MIB).id;
+        // A slow guest may stall before it has given what it can.
+        let stalled = wait_for("a stall with all that the guest can give", || {
+            let operation = vm.client().operation(Some(id)).expect("an answer").expect("known");
+            let is_stalled = operation.state == OperationState::Stalled;
+            (is_stalled && operation.actual_bytes > 32 * MIB).then_some(operation)
+        });
+        assert!(stalled.deficit_bytes > 0, "{stalled:?}");
         vm.exec_ok("census", &[]);
-        assert_eq!(vm.resize(0).state, OperationState::Reached);
+        vm.resize(0);
         vm.exec_ok("verify", &[]);
     }
 }
@@ -265,7 +267,7 @@ fn a_socket_left_by_sigkill_is_recognised_and_replaced() {
         .expect("it starts");
     let client = aerostat_api::client::Client::new(socket.clone());
     wait_for("the second VM", || client.vm_status().ok()?.ready_us);
-    client.stop(std::time::Duration::from_secs(5)).expect("it stops");
+    client.stop(std::time::Duration::from_secs(60)).expect("it stops");
     assert_eq!(second.wait().expect("our child").code(), Some(0));
     assert!(!socket.exists());
 }

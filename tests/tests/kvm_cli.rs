@@ -44,7 +44,7 @@ fn half_of_the_memory_goes_to_the_host_and_comes_back_by_commands_alone() {
     if !kvm_or_skip() {
         return;
     }
-    let mut vm = TestVm::start(ram(), &[]);
+    let mut vm = TestVm::start(ram(), &["--balloon", "stall-after=60s"]);
     let half = ram() / 2;
     on_ok(&vm, "exec touch all");
     let full = vm.host_bytes("anon");
@@ -59,7 +59,7 @@ fn half_of_the_memory_goes_to_the_host_and_comes_back_by_commands_alone() {
     assert!(said.starts_with("reached: balloon 0 B"), "{said}");
     on_ok(&vm, "exec verify");
 
-    assert_eq!(on_ok(&vm, "stop"), "stopped: the guest powered off\n");
+    assert_eq!(on_ok(&vm, "stop --timeout 60s"), "stopped: the guest powered off\n");
     assert_eq!(vm.wait().code(), Some(0), "{}", vm.output());
     assert!(!vm.socket().exists());
 }
@@ -73,7 +73,7 @@ fn a_target_beyond_what_the_guest_has_stalls_with_10_and_the_vm_goes_on() {
     let (code, said) = on(&vm, &format!("balloon set {}", ram()));
     assert_eq!(code, Some(10), "{said}");
     assert!(said.contains("stalled: ") && said.contains("deficit "), "{said}");
-    on_ok(&vm, "balloon set 0");
+    vm.resize(0);
     on_ok(&vm, "exec verify");
 }
 

@@ -16,10 +16,18 @@
 //!
 //! *Stalled* is where a waiting client stops waiting, but the target stands
 //! and the driver may still get there.
+//!
+//! The stall time is counted in looks: no single one adds more than a part of
+//! it, however long ago the one before was. A host that stood still for
+//! minutes, or gave this process no CPU, gave the guest none either; after it
+//! the guest still has nearly all of its time.
 
 use std::time::Duration;
 
 use abi::PageCount;
+
+/// Looks that a stall takes at least.
+const STALL_LOOKS: u32 = 8;
 
 /// What is seen of the balloon at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +79,8 @@ impl ResizeState {
 /// How long an operation may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResizeLimits {
-    /// Without progress for so long, not counting time in which the VM was paused, it has stalled.
+    /// Without progress for so long it has stalled. Not counted: time in which the VM was paused, and
+    /// what one look finds to have passed beyond an eighth of this.
     pub stall_after: Duration,
     /// After so long it has timed out, paused or not: a promise to the client, not to the guest.
     pub deadline: Option<Duration>,
@@ -91,7 +100,7 @@ pub struct ResizeOperation {
     seen: Observation,
     /// The smallest distance to the target since the driver last came.
     nearest: u64,
-    /// Time since progress, without pauses.
+    /// Time since progress as far as it counts: without pauses and without time in which nobody looked.
     idle: Duration,
     /// When progress was last seen, by the caller's clock.
     progressed_at: Duration,
@@ -157,23 +166,31 @@ impl ResizeOperation {
         }
     }
 
-    /// When to observe again even if nothing is heard: the next stall or deadline; `None` if neither can come.
+    /// When to observe again even if nothing is heard: the next part of the stall time, or the deadline; `None` if
+    /// neither can come.
     pub fn next_check(&self) -> Option<Duration> {
         if self.state.is_final() {
             return None;
         }
         let deadline = self.limits.deadline.map(|limit| self.started.saturating_add(limit));
         let may_stall = self.state == ResizeState::Running && !self.seen.is_paused;
-        let left = self.limits.stall_after.saturating_sub(self.idle);
+        let left = self.limits.stall_after.saturating_sub(self.idle).min(self.most_per_look());
         let stall = may_stall.then(|| self.now.saturating_add(left));
         deadline.into_iter().chain(stall).min()
     }
 
     fn pass_time(&mut self, now: Duration) {
         if !self.seen.is_paused {
-            self.idle = self.idle.saturating_add(now.saturating_sub(self.now));
+            let passed = now.saturating_sub(self.now).min(self.most_per_look());
+            self.idle = self.idle.saturating_add(passed);
         }
         self.now = self.now.max(now);
+    }
+
+    /// What one look may add to the time without progress.
+    fn most_per_look(&self) -> Duration {
+        // Never 0, which would count nothing for ever.
+        (self.limits.stall_after / STALL_LOOKS).max(Duration::from_nanos(1))
     }
 
     /// The state by what is known now. Reaching the target beats the deadline.

@@ -8,7 +8,8 @@ use aerostat_api::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use guest_ram::BackingKind;
 
-use super::value::{self, BalloonOptions, DriveArgument, OnResetArgument};
+use super::value::{self, DriveArgument, OnResetArgument};
+use crate::vm::config::BalloonConfig;
 use crate::vm::config::GuestConsole;
 
 /// A KVM micro-VMM whose subject is guest memory.
@@ -79,9 +80,10 @@ pub(super) struct RunOptions {
     /// Disk of the guest: a raw image or a block device, `,ro` for read-only. Repeat it for more: /dev/vda, /dev/vdb, …
     #[arg(long = "drive", value_name = "PATH[,ro]", value_parser = value::drive)]
     pub(super) drives: Vec<DriveArgument>,
-    /// Balloon options: target=SIZE. There always is a balloon; its target is 0 unless set
+    /// Balloon options, separated by commas: target=SIZE, deflate-on-oom (the guest may take pages back rather than kill
+    /// a process), stall-after=TIME (2s unless set). There always is a balloon; its target is 0 unless set
     #[arg(long, value_name = "OPTIONS", value_parser = value::balloon_options)]
-    pub(super) balloon: Option<BalloonOptions>,
+    pub(super) balloon: Option<BalloonConfig>,
     /// A VM as Firecracker's configuration files describe it: only what is configured is there
     #[arg(long, value_name = "PATH")]
     #[arg(conflicts_with_all = ["size", "vcpus", "kernel", "initrd", "cmdline", "drives", "balloon"])]

@@ -15,7 +15,7 @@ use crate::exit_code;
 use crate::kvm::{Host, KvmKind};
 use crate::logger;
 use crate::serve::{Configuration, read_config_file};
-use crate::vm::config::{BalloonConfig, DriveConfig, Kernel, VmConfig};
+use crate::vm::config::{DriveConfig, Kernel, VmConfig};
 use crate::vm::drives::OpenDrive;
 use crate::vm::exit::ExitReason;
 use crate::vm::handle::{VmError, VmHandle};
@@ -88,7 +88,6 @@ pub(super) fn start_server(path: PathBuf, vm: VmHandle) -> Result<ControlServer,
 }
 
 fn configure(options: RunOptions, id: String, started: Instant) -> VmConfig {
-    let balloon = options.balloon.unwrap_or_default();
     VmConfig {
         id,
         memory_bytes: options.memory.size.bytes(),
@@ -102,7 +101,7 @@ fn configure(options: RunOptions, id: String, started: Instant) -> VmConfig {
         on_reset: options.on_reset.into(),
         drives: options.drives.into_iter().enumerate().map(drive).collect(),
         console: options.console.into(),
-        balloon: Some(BalloonConfig { target: balloon.target, ..BalloonConfig::default() }),
+        balloon: Some(options.balloon.unwrap_or_default()),
         ..VmConfig::new(started)
     }
 }

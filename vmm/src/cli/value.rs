@@ -8,7 +8,7 @@ use abi::platform::MAX_RAM_BYTES;
 use aerostat_api::{Size, SizeError};
 use clap::ValueEnum;
 
-use crate::vm::config::{MIN_RAM_BYTES, OnReset};
+use crate::vm::config::{BalloonConfig, MIN_RAM_BYTES, OnReset};
 
 /// A size in whole pages.
 pub(super) fn pages(text: &str) -> Result<Size, String> {
@@ -78,24 +78,20 @@ pub(super) fn drive(text: &str) -> Result<DriveArgument, String> {
     Ok(DriveArgument { path: path.into(), is_read_only })
 }
 
-/// Options of `--balloon`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct BalloonOptions {
-    /// Absolute target that the balloon starts with.
-    pub(super) target: PageCount,
-}
-
-/// `target=SIZE`, comma-separated with what is to come.
-pub(super) fn balloon_options(text: &str) -> Result<BalloonOptions, String> {
-    let mut options = BalloonOptions::default();
+/// Options of `--balloon`, separated by commas: `target=SIZE`, `deflate-on-oom`, `stall-after=TIME`.
+pub(super) fn balloon_options(text: &str) -> Result<BalloonConfig, String> {
+    let mut options = BalloonConfig::default();
     for option in text.split(',') {
         match option.split_once('=') {
             Some(("target", size)) => {
                 options.target = PageCount::from_bytes_exact(pages(size)?.bytes())
                     .ok_or_else(|| format!("target={size} is no whole number of pages"))?;
             }
+            Some(("stall-after", time)) => options.stall_after = duration(time)?,
+            None if option == "deflate-on-oom" => options.deflate_on_oom = true,
             Some(_) | None => {
-                return Err(format!("unknown balloon option {option:?}; allowed: target=SIZE"));
+                let allowed = "target=SIZE, deflate-on-oom, stall-after=TIME";
+                return Err(format!("unknown balloon option {option:?}; allowed: {allowed}"));
             }
         }
     }
@@ -178,11 +174,19 @@ mod tests {
 
     #[test]
     fn unknown_balloon_options_are_refused_by_name() {
-        assert_eq!(balloon_options("target=4K").unwrap().target, PageCount::ONE);
-        for text in ["", "target", "reporting", "target=4K,x=1"] {
+        let default = BalloonConfig::default();
+        let options = |text| balloon_options(text).unwrap();
+        assert_eq!(options("target=4K"), BalloonConfig { target: PageCount::ONE, ..default });
+        assert_eq!(options("deflate-on-oom"), BalloonConfig { deflate_on_oom: true, ..default });
+        let all = options("stall-after=5s,deflate-on-oom,target=4K");
+        assert_eq!((all.target, all.deflate_on_oom), (PageCount::ONE, true));
+        assert_eq!(all.stall_after, Duration::from_secs(5));
+        for text in ["", "target", "reporting", "target=4K,x=1", "deflate-on-oom=1", "stall-after"]
+        {
             let message = balloon_options(text).unwrap_err();
             assert!(message.contains("allowed: target=SIZE"), "{message}");
         }
         assert!(balloon_options("target=1").is_err());
+        assert!(balloon_options("stall-after=5").is_err());
     }
 }

@@ -27,6 +27,14 @@ fn begin(first: Observation) -> ResizeOperation {
     ResizeOperation::begin(1, TARGET, LIMITS, secs(100), first)
 }
 
+/// Looks whenever a look is due, and at `until`.
+fn watch(operation: &mut ResizeOperation, until: Duration, seen: Observation) -> ResizeState {
+    while let Some(check) = operation.next_check().filter(|check| *check < until) {
+        operation.observe(check, seen);
+    }
+    operation.observe(until, seen)
+}
+
 #[test]
 fn target_is_reached_exactly_and_for_good() {
     let mut operation = begin(seen(0));
@@ -49,9 +57,9 @@ fn target_that_is_met_already_is_reached_at_once() {
 fn no_progress_for_the_stall_time_stalls_with_the_deficit() {
     let mut operation = begin(seen(0));
     operation.observe(secs(102), seen(400));
-    assert_eq!(operation.next_check(), Some(secs(107)));
-    assert_eq!(operation.observe(secs(106), seen(400)), ResizeState::Running);
-    assert_eq!(operation.observe(secs(107), seen(400)), ResizeState::Stalled);
+    assert_eq!(operation.next_check(), Some(secs(102) + LIMITS.stall_after / STALL_LOOKS));
+    assert_eq!(watch(&mut operation, secs(106), seen(400)), ResizeState::Running);
+    assert_eq!(watch(&mut operation, secs(107), seen(400)), ResizeState::Stalled);
     assert_eq!(operation.deficit(), PageCount::new(600));
     assert_eq!((operation.since_progress(), operation.progressed_at()), (secs(5), secs(102)));
     assert_eq!(operation.note(), Some("the guest gives no more memory"));
@@ -62,11 +70,31 @@ fn no_progress_for_the_stall_time_stalls_with_the_deficit() {
 #[test]
 fn stalled_operation_goes_on_when_the_guest_does() {
     let mut operation = begin(seen(0));
-    assert_eq!(operation.observe(secs(110), seen(0)), ResizeState::Stalled);
+    assert_eq!(watch(&mut operation, secs(110), seen(0)), ResizeState::Stalled);
     assert_eq!(operation.observe(secs(111), seen(1)), ResizeState::Running);
-    assert_eq!(operation.observe(secs(115), seen(1)), ResizeState::Running);
-    assert_eq!(operation.observe(secs(116), seen(1)), ResizeState::Stalled);
+    assert_eq!(watch(&mut operation, secs(115), seen(1)), ResizeState::Running);
+    assert_eq!(watch(&mut operation, secs(116), seen(1)), ResizeState::Stalled);
     assert_eq!(operation.observe(secs(117), seen(1000)), ResizeState::Reached);
+}
+
+/// A host that stood still for longer than the stall time made an operation stall whose guest had had no time at all.
+#[test]
+fn time_in_which_nobody_looked_is_no_stall() {
+    let mut operation = begin(seen(0));
+    assert_eq!(operation.observe(secs(150), seen(0)), ResizeState::Running);
+    assert_eq!(operation.since_progress(), secs(50));
+    // The guest has seven eighths of its time left.
+    assert_eq!(watch(&mut operation, secs(154), seen(0)), ResizeState::Running);
+    assert_eq!(watch(&mut operation, secs(155), seen(0)), ResizeState::Stalled);
+    // The deadline is the client's: it has passed.
+    assert_eq!(operation.observe(secs(160), seen(0)), ResizeState::TimedOut);
+}
+
+#[test]
+fn a_stall_time_of_zero_still_ends() {
+    let limits = ResizeLimits { stall_after: Duration::ZERO, deadline: None };
+    let mut operation = ResizeOperation::begin(1, TARGET, limits, secs(1), seen(0));
+    assert_eq!(watch(&mut operation, secs(2), seen(0)), ResizeState::Stalled);
 }
 
 #[test]
@@ -74,16 +102,16 @@ fn moving_back_and_forth_is_no_progress() {
     let mut operation = begin(seen(500));
     for second in 101..=104 {
         let actual = if second % 2 == 0 { 500 } else { 244 };
-        assert_eq!(operation.observe(secs(second), seen(actual)), ResizeState::Running);
+        assert_eq!(watch(&mut operation, secs(second), seen(actual)), ResizeState::Running);
     }
-    assert_eq!(operation.observe(secs(105), seen(500)), ResizeState::Stalled);
+    assert_eq!(watch(&mut operation, secs(105), seen(500)), ResizeState::Stalled);
 }
 
 #[test]
 fn overshoot_is_not_the_target() {
     let mut operation = begin(seen(0));
     assert_eq!(operation.observe(secs(101), seen(1001)), ResizeState::Running);
-    assert_eq!(operation.observe(secs(107), seen(1001)), ResizeState::Stalled);
+    assert_eq!(watch(&mut operation, secs(107), seen(1001)), ResizeState::Stalled);
     assert_eq!(operation.note(), Some("the guest takes no more memory back"));
     assert_eq!(operation.observe(secs(108), seen(1000)), ResizeState::Reached);
 }
@@ -103,6 +131,7 @@ fn deadline_ends_it_unless_the_target_is_reached_in_that_moment() {
 #[test]
 fn time_in_pause_does_not_stall_but_meets_the_deadline() {
     let mut operation = begin(seen(0));
+    watch(&mut operation, secs(103), seen(0));
     operation.observe(secs(103), paused(0));
     assert_eq!(operation.note(), Some("VM is paused"));
     assert_eq!(operation.next_check(), Some(secs(160)));
@@ -110,7 +139,7 @@ fn time_in_pause_does_not_stall_but_meets_the_deadline() {
     assert_eq!(operation.observe(secs(151), seen(0)), ResizeState::Running);
     // A person who asks when it last moved is told of the pause too.
     assert_eq!(operation.since_progress(), secs(51));
-    assert_eq!(operation.observe(secs(153), seen(0)), ResizeState::Stalled);
+    assert_eq!(watch(&mut operation, secs(153), seen(0)), ResizeState::Stalled);
     assert_eq!(operation.observe(secs(160), paused(0)), ResizeState::TimedOut);
 }
 
@@ -136,7 +165,7 @@ fn new_target_supersedes_at_that_moment() {
 fn missing_driver_is_said_and_stalls() {
     let mut operation = begin(without_driver(0));
     assert_eq!(operation.note(), Some("driver missing"));
-    assert_eq!(operation.observe(secs(105), without_driver(0)), ResizeState::Stalled);
+    assert_eq!(watch(&mut operation, secs(105), without_driver(0)), ResizeState::Stalled);
     assert_eq!(operation.note(), Some("driver missing"));
     let broken = Observation { driver: DriverState::NeedsReset, ..seen(0) };
     operation.observe(secs(106), broken);
@@ -214,9 +243,11 @@ proptest! {
         for gap in progress {
             // Between two signs of progress, only due checks happen.
             let next = now + gap;
+            let mut looks = 0;
             while let Some(check) = operation.next_check().filter(|check| *check < secs(next)) {
-                let state = operation.observe(check, seen(actual));
-                prop_assert!(state != ResizeState::Running, "a due check at {check:?} found nothing");
+                operation.observe(check, seen(actual));
+                looks += 1;
+                prop_assert!(looks <= STALL_LOOKS + 1, "more looks than a stall and a deadline take");
             }
             let should_stall = gap > stall;
             let timed_out = deadline.is_some_and(|d| next > d);

@@ -19,7 +19,9 @@ use crate::exit_code;
 /// How long the guest may take until it is ready.
 const READY_TIME: Duration = Duration::from_secs(20);
 /// How long the process may take to end once its VM is stopped.
-const END_TIME: Duration = Duration::from_secs(5);
+const END_TIME: Duration = Duration::from_secs(20);
+/// How long a resize may make no progress. The demo shows a balloon that works, on a slow machine too.
+const STALL_TIME: &str = "stall-after=30s";
 /// How often either is looked at.
 const POLL: Duration = Duration::from_millis(2);
 /// Last bytes of the VM's output that an error shows.
@@ -42,6 +44,7 @@ impl Child {
         let mut command = Command::new(env::current_exe().map_err(fail)?);
         command
             .args(["run", "--memory", &options.memory.size.bytes().to_string()])
+            .args(["--balloon", STALL_TIME])
             .args(["--backing", options.memory.backing.name(), "--api-sock"])
             .arg(directory.socket())
             .stdin(Stdio::null())
