@@ -12,7 +12,7 @@ use crate::slab::KmemCache;
 use crate::store::{PfnStore, Select};
 
 /// Caches that one census can check.
-pub const MAX_CACHES: usize = 16;
+pub const MAX_CACHES: usize = 24;
 
 /// The books to compare with the words; none by default.
 #[derive(Debug, Clone, Copy, Default)]

@@ -52,8 +52,8 @@ impl Caches {
     /// # Errors
     /// An object does not fit a slab: not with the slab's own sizes.
     fn new<P: Platform>(memory: &Memory<P>) -> Result<Self, CacheError> {
-        let plain = SlabOptions::default();
-        let type_safe = SlabOptions { type_safe: true };
+        let plain = SlabOptions { per_cpu: true, ..SlabOptions::default() };
+        let type_safe = SlabOptions { type_safe: true, align: align_of::<Folio>(), ..plain };
         Ok(Self {
             xa_node: SlabNodes::cache(memory)?,
             folio: KmemCache::new(memory, "folio", size_of::<Folio>(), type_safe)?,

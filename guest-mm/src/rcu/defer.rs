@@ -30,6 +30,14 @@ impl RcuHead {
     }
 }
 
+impl RcuHead {
+    /// Whether the object waits in a queue.
+    pub(crate) fn is_queued(&self) -> bool {
+        // No stamp is 0: it lies ahead of the epoch that it was taken in.
+        self.stamp.load(Ordering::Relaxed) != 0
+    }
+}
+
 impl Default for RcuHead {
     fn default() -> Self {
         Self::new()
@@ -48,16 +56,16 @@ pub unsafe trait Deferrable {
 
 /// Objects waiting for a grace period, oldest first. Holds them, and does not
 /// know how to free them: its owner takes them out.
-pub struct DeferQueue<T: Deferrable> {
+pub struct DeferQueue<T> {
     first: Option<NonNull<T>>,
     last: Option<NonNull<T>>,
     len: usize,
 }
 
 // SAFETY: the queue owns its objects; moving it moves them.
-unsafe impl<T: Deferrable + Send> Send for DeferQueue<T> {}
+unsafe impl<T: Send> Send for DeferQueue<T> {}
 
-impl<T: Deferrable> DeferQueue<T> {
+impl<T> DeferQueue<T> {
     /// An empty queue.
     pub const fn new() -> Self {
         Self { first: None, last: None, len: 0 }
@@ -72,7 +80,9 @@ impl<T: Deferrable> DeferQueue<T> {
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
+}
 
+impl<T: Deferrable> DeferQueue<T> {
     /// Adds an object that new readers can no longer reach.
     ///
     /// `stamp` was taken after it was unlinked and is no older than those of the
@@ -115,18 +125,19 @@ impl<T: Deferrable> DeferQueue<T> {
         if self.first.is_none() {
             self.last = None;
         }
+        head.stamp.store(0, Ordering::Relaxed);
         self.len -= 1;
         Some(object)
     }
 }
 
-impl<T: Deferrable> Default for DeferQueue<T> {
+impl<T> Default for DeferQueue<T> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<T: Deferrable> fmt::Debug for DeferQueue<T> {
+impl<T> fmt::Debug for DeferQueue<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DeferQueue").field("len", &self.len).finish_non_exhaustive()
     }

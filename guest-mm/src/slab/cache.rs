@@ -1,110 +1,21 @@
 //! A cache of objects of one size.
 
-use core::fmt;
 use core::ptr::NonNull;
 
-use abi::{PageCount, Pfn};
-
-use super::descriptor::{MIN_STRIDE, SlabDesc, descriptor_ptr, objects_per_slab, slab_word};
+use super::descriptor::{FRAME_BYTES, Slab, objects_per_slab, slab_word};
 use super::guard;
+use super::lists::{Chain, Leave, Slabs};
+use super::options::{CacheError, MAX_ALIGN, MIN_ALIGN, SlabFreeError, SlabOptions, SlabStats};
+use super::sheaf::{SHEAF_OBJECTS, Sheaf, Sheaves};
 use crate::buddy::Gfp;
 use crate::memdesc::Order;
 use crate::memory::{AllocError, FrozenFrames, Memory};
 use crate::platform::{FaultSite, Platform};
+use crate::rcu::Rcu;
 use crate::sync::{LockClass, SpinLock};
 
-/// Alignment of every object.
-const ALIGN: usize = 16;
-/// Slabs without a used object that a cache keeps.
-const EMPTY_SLABS_KEPT: u64 = 1;
-
-/// How a cache treats its objects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct SlabOptions {
-    /// Free objects keep their contents even in debug builds, because lockless
-    /// readers may still look at them.
-    pub type_safe: bool,
-}
-
-/// Why a cache cannot be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CacheError {
-    /// The object size is 0.
-    ZeroSize,
-    /// Not a single object would fit a slab.
-    TooLarge(usize),
-}
-
-impl fmt::Display for CacheError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ZeroSize => f.write_str("Objects of no size"),
-            Self::TooLarge(size) => write!(f, "Objects of {size} bytes do not fit a slab"),
-        }
-    }
-}
-
-impl core::error::Error for CacheError {}
-
-/// Why an object was not freed. Nothing is changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SlabFreeError {
-    /// The pointer leads outside RAM.
-    NotRam,
-    /// Its frame is no slab: never was, or was freed with its last object.
-    NotSlab,
-    /// Its slab belongs to another cache.
-    WrongCache,
-    /// It does not point to the start of an object.
-    NotAnObject,
-    /// The object is free already.
-    DoubleFree,
-    /// Somebody wrote beyond the object's end (debug builds).
-    Overrun,
-}
-
-impl fmt::Display for SlabFreeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NotRam => "Pointer leads outside RAM",
-            Self::NotSlab => "Pointer leads to no slab",
-            Self::WrongCache => "Object belongs to another cache",
-            Self::NotAnObject => "Pointer is not the start of an object",
-            Self::DoubleFree => "Object is free already",
-            Self::Overrun => "Bytes behind the object were overwritten",
-        })
-    }
-}
-
-impl core::error::Error for SlabFreeError {}
-
-/// What a cache holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct SlabStats {
-    /// Slabs, one frame each.
-    pub slabs: u64,
-    /// Objects in use.
-    pub in_use: u64,
-    /// Objects that fit one slab.
-    pub objects_per_slab: u64,
-}
-
-impl SlabStats {
-    /// Memory that the cache takes from the buddy allocator.
-    pub const fn pages(&self) -> PageCount {
-        PageCount::new(self.slabs)
-    }
-}
-
-#[derive(Debug)]
-struct Slabs {
-    /// First slab with a free object: zone-relative frame.
-    partial: Option<u32>,
-    slabs: u64,
-    /// Slabs on the partial list that have no used object.
-    empty: u64,
-    in_use: u64,
-}
+/// Fewest objects that a CPU keeps.
+const MIN_SHEAF: usize = 4;
 
 /// A cache of objects of one size, at least 16-byte aligned.
 ///
@@ -117,7 +28,10 @@ pub struct KmemCache {
     id: u32,
     size: usize,
     stride: usize,
+    /// 2^32 / stride, rounded up: divides offsets in a frame.
+    reciprocal: u64,
     options: SlabOptions,
+    sheaves: Sheaves,
     slabs: SpinLock<Slabs>,
 }
 
@@ -125,7 +39,7 @@ impl KmemCache {
     /// A cache of objects of `size` bytes, empty.
     ///
     /// # Errors
-    /// `size` is 0, or larger than a slab.
+    /// `size` is 0, or larger than a slab, or the alignment is senseless.
     pub fn new<P: Platform>(
         memory: &Memory<P>,
         name: &'static str,
@@ -135,14 +49,29 @@ impl KmemCache {
         if size == 0 {
             return Err(CacheError::ZeroSize);
         }
-        let padded = size.checked_next_multiple_of(ALIGN).ok_or(CacheError::TooLarge(size))?;
-        let stride = padded.saturating_add(guard::RED_ZONE_BYTES).max(MIN_STRIDE);
-        if objects_per_slab(stride) == 0 {
+        let align = options.align.max(MIN_ALIGN);
+        if !align.is_power_of_two() || align > MAX_ALIGN {
+            return Err(CacheError::BadAlignment(options.align));
+        }
+        let guarded = size.checked_add(guard::RED_ZONE_BYTES);
+        let stride = guarded.and_then(|bytes| bytes.checked_next_multiple_of(align));
+        let stride = stride.ok_or(CacheError::TooLarge(size))?;
+        let objects = objects_per_slab(stride);
+        if objects == 0 {
             return Err(CacheError::TooLarge(size));
         }
-        let slabs = Slabs { partial: None, slabs: 0, empty: 0, in_use: 0 };
-        let slabs = SpinLock::new(LockClass::Slab, slabs);
-        Ok(Self { name, id: memory.new_cache_id(), size, stride, options, slabs })
+        let leave = if options.type_safe { Leave::AfterGracePeriod } else { Leave::AtOnce };
+        let keep = if options.per_cpu { (2 * objects).clamp(MIN_SHEAF, SHEAF_OBJECTS) } else { 0 };
+        Ok(Self {
+            name,
+            id: memory.new_cache_id(),
+            size,
+            stride,
+            reciprocal: (1u64 << 32).div_ceil(stride as u64),
+            options,
+            sheaves: Sheaves::new(keep),
+            slabs: SpinLock::new(LockClass::Slab, Slabs::new(leave)),
+        })
     }
 
     /// The cache's name.
@@ -162,18 +91,23 @@ impl KmemCache {
 
     /// What the cache holds.
     pub fn stats<P: Platform>(&self, memory: &Memory<P>) -> SlabStats {
-        let slabs = self.slabs.lock(memory.platform());
-        SlabStats {
-            slabs: slabs.slabs,
-            in_use: slabs.in_use,
-            objects_per_slab: objects_per_slab(self.stride) as u64,
-        }
+        self.sheaves.count(memory.platform(), |per_cpu| {
+            let slabs = self.slabs.lock(memory.platform());
+            SlabStats {
+                slabs: slabs.slabs(),
+                limbo: slabs.in_limbo(),
+                in_use: slabs.out().saturating_sub(per_cpu),
+                per_cpu,
+                objects_per_slab: objects_per_slab(self.stride) as u64,
+            }
+        })
     }
 
-    /// Takes an object. Its contents are arbitrary.
+    /// Takes an object. Its contents are arbitrary, or those it was freed with
+    /// (or made with) if the cache is type-safe or has a constructor.
     ///
     /// # Errors
-    /// No free object, and no frame for a new slab.
+    /// No free object on any CPU, and no frame for a new slab.
     ///
     /// # Panics
     /// In debug builds, if the object was written after it was freed.
@@ -185,17 +119,14 @@ impl KmemCache {
         if memory.platform().inject_fault(FaultSite::SlabAlloc) {
             return Err(AllocError::OutOfMemory(Order::ZERO));
         }
-        let taken = self.slabs.lock(memory.platform()).take(self, memory);
-        let object = match taken {
+        let object = match self.take(memory) {
             Some(object) => object,
-            None => {
-                let slab = self.new_slab(memory, gfp)?;
-                let mut slabs = self.slabs.lock(memory.platform());
-                slabs.add(memory, slab);
-                slabs.take(self, memory).ok_or(AllocError::OutOfMemory(Order::ZERO))?
-            }
+            None => self.grow(memory, gfp)?,
         };
-        if cfg!(debug_assertions) && !self.options.type_safe {
+        // SAFETY: a free object keeps its slab one, and a used one does.
+        let slab = unsafe { Slab::of(object) };
+        slab.mark_used(self.number(object));
+        if self.poisons() {
             // SAFETY: the object is `size` bytes of a slab and ours since `take`.
             let written = unsafe { guard::written_after_free(object, self.size) };
             debug_assert_eq!(written, None, "{}: written after free", self.name);
@@ -203,7 +134,7 @@ impl KmemCache {
         Ok(object)
     }
 
-    /// Gives an object back. Frees its slab if that has no other.
+    /// Gives an object back, to this CPU if CPUs keep some.
     ///
     /// # Safety
     /// Nobody uses the object any more, lockless readers included (unless the
@@ -216,206 +147,233 @@ impl KmemCache {
         memory: &Memory<P>,
         object: NonNull<u8>,
     ) -> Result<(), SlabFreeError> {
-        let pfn = memory.platform().frame_of(object.addr().get()).ok_or(SlabFreeError::NotRam)?;
-        let descriptor = slab_at(memory, pfn).ok_or(SlabFreeError::NotSlab)?;
-        if descriptor.cache() != self.id {
-            return Err(SlabFreeError::WrongCache);
-        }
-        let start = memory.platform().frame_ptr(pfn).addr().get();
-        let offset = object.addr().get() - start;
-        let bit = offset / self.stride;
-        if !offset.is_multiple_of(self.stride) || bit >= objects_per_slab(self.stride) {
-            return Err(SlabFreeError::NotAnObject);
-        }
-        let mut slabs = self.slabs.lock(memory.platform());
-        if descriptor.free() >> bit & 1 != 0 {
+        let (slab, number) = self.check(memory, object)?;
+        if slab.mark_free(number) {
             return Err(SlabFreeError::DoubleFree);
         }
-        // SAFETY: the object and its red zone are `stride` bytes of the slab and, by
-        // the caller's promise, in nobody's use.
-        if !unsafe { guard::red_is_intact(object, self.padded()) } {
-            return Err(SlabFreeError::Overrun);
-        }
-        if cfg!(debug_assertions) && !self.options.type_safe {
-            // SAFETY: as above.
+        if self.poisons() {
+            // SAFETY: in use until now and, by the caller's promise, by nobody else.
             unsafe { guard::poison(object, self.size) };
         }
-        let surplus = slabs.put(memory, pfn, descriptor, 1 << bit);
-        drop(slabs);
-        if surplus {
-            self.release_slab(memory, pfn);
+        let mut leaving = Chain::default();
+        if self.options.per_cpu {
+            self.sheaves.push(memory.platform(), object, |sheaf| {
+                self.flush(memory, sheaf, self.sheaves.limit() / 2, &mut leaving);
+            });
+        } else {
+            self.slabs.lock(memory.platform()).put(memory, slab, number, &mut leaving);
         }
+        self.release(memory, leaving);
         Ok(())
     }
 
-    /// Gives slabs without a used object back to the buddy allocator. Returns
-    /// how many.
+    /// Checks that `object` points to an object in use whose red zone is whole.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn check<'m, P: Platform>(
+        &self,
+        memory: &'m Memory<P>,
+        object: NonNull<u8>,
+    ) -> Result<(Slab<'m>, usize), SlabFreeError> {
+        let pfn = memory.platform().frame_of(object.addr().get()).ok_or(SlabFreeError::NotRam)?;
+        let slab = Slab::at(memory, pfn).ok_or(SlabFreeError::NotSlab)?;
+        if slab.cache() != self.id {
+            return Err(SlabFreeError::WrongCache);
+        }
+        let number = self.number(object);
+        if number * self.stride != offset(object) || number >= slab.objects() {
+            return Err(SlabFreeError::NotAnObject);
+        }
+        if slab.is_free(number) {
+            return Err(SlabFreeError::DoubleFree);
+        }
+        // SAFETY: the object and its red zone are `stride` bytes of the slab; nobody
+        // has any business in the zone.
+        if !unsafe { guard::red_is_intact(object, self.size, self.stride) } {
+            return Err(SlabFreeError::Overrun);
+        }
+        Ok((slab, number))
+    }
+
+    /// Puts the free objects that CPUs keep back into their slabs.
+    pub fn drain<P: Platform>(&self, memory: &Memory<P>) {
+        let mut leaving = Chain::default();
+        self.drain_to(memory, &mut leaving);
+        self.release(memory, leaving);
+    }
+
+    /// Drains all CPUs and gives slabs without a used object back to the buddy
+    /// allocator. Returns how many; slabs of a type-safe cache only start to
+    /// wait for a grace period, and [`Self::reap`] gives them back.
     pub fn shrink<P: Platform>(&self, memory: &Memory<P>) -> u64 {
+        let mut leaving = Chain::default();
+        self.drain_to(memory, &mut leaving);
+        self.slabs.lock(memory.platform()).dismiss_empty(memory, &mut leaving);
+        self.release(memory, leaving)
+    }
+
+    /// Gives slabs in limbo back whose grace period is over. Returns how many.
+    /// Never waits; moves the grace period on.
+    pub fn reap<P: Platform>(&self, memory: &Memory<P>, rcu: &Rcu) -> u64 {
         let mut released = 0;
-        while let Some(pfn) = self.slabs.lock(memory.platform()).remove_empty(memory) {
-            self.release_slab(memory, pfn);
+        loop {
+            let popped = self.slabs.lock(memory.platform()).pop_over(memory, rcu);
+            let Some(pfn) = popped else { return released };
+            self.release_frame(memory, pfn);
+            released += 1;
+        }
+    }
+
+    /// Whether free objects are filled with poison: nobody may look at them.
+    const fn poisons(&self) -> bool {
+        cfg!(debug_assertions) && !self.options.type_safe && self.options.ctor.is_none()
+    }
+
+    /// The number in its slab of the object that `object` points into.
+    fn number(&self, object: NonNull<u8>) -> usize {
+        let product = offset(object) as u64 * self.reciprocal;
+        (product >> 32) as usize
+    }
+
+    fn object(&self, (slab, number): (Slab<'_>, usize)) -> NonNull<u8> {
+        // SAFETY: the object with this number lies inside the slab's frame.
+        unsafe { slab.start().add(number * self.stride) }
+    }
+
+    fn take<P: Platform>(&self, memory: &Memory<P>) -> Option<NonNull<u8>> {
+        if self.options.per_cpu {
+            return self.sheaves.pop(memory.platform(), |sheaf| self.fill(memory, sheaf));
+        }
+        self.slabs.lock(memory.platform()).take(memory).map(|taken| self.object(taken))
+    }
+
+    /// Takes an object from a new slab, or one that another CPU keeps.
+    fn grow<P: Platform>(&self, memory: &Memory<P>, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        let grown = self.new_slab(memory, gfp);
+        if grown.is_err() && self.options.per_cpu {
+            self.drain(memory);
+        }
+        let mut slabs = self.slabs.lock(memory.platform());
+        let error = match grown {
+            Ok(slab) => {
+                slabs.add(memory, slab);
+                AllocError::OutOfMemory(Order::ZERO)
+            }
+            Err(error) => error,
+        };
+        slabs.take(memory).map(|taken| self.object(taken)).ok_or(error)
+    }
+
+    /// Half fills an empty sheaf, as far as the slabs have objects.
+    fn fill<P: Platform>(&self, memory: &Memory<P>, sheaf: &mut Sheaf) {
+        let mut slabs = self.slabs.lock(memory.platform());
+        while sheaf.len() < self.sheaves.limit() / 2 {
+            let Some(taken) = slabs.take(memory) else { return };
+            sheaf.push(self.object(taken));
+        }
+    }
+
+    /// Puts objects of a sheaf back into their slabs until `keep` are left.
+    fn flush<P: Platform>(
+        &self,
+        memory: &Memory<P>,
+        sheaf: &mut Sheaf,
+        keep: usize,
+        leaving: &mut Chain,
+    ) {
+        if sheaf.len() <= keep {
+            return;
+        }
+        let mut slabs = self.slabs.lock(memory.platform());
+        while sheaf.len() > keep {
+            let Some(object) = sheaf.pop() else { return };
+            // SAFETY: a free object keeps its slab one.
+            let slab = unsafe { Slab::of(object) };
+            slabs.put(memory, slab, self.number(object), leaving);
+        }
+    }
+
+    fn drain_to<P: Platform>(&self, memory: &Memory<P>, leaving: &mut Chain) {
+        if self.options.per_cpu {
+            self.sheaves.for_each(memory.platform(), |sheaf| self.flush(memory, sheaf, 0, leaving));
+        }
+    }
+
+    fn new_slab<'m, P: Platform>(
+        &self,
+        memory: &'m Memory<P>,
+        gfp: Gfp,
+    ) -> Result<Slab<'m>, AllocError> {
+        let gfp = gfp - (Gfp::MOVABLE | Gfp::CMA | Gfp::ZERO);
+        let frames = memory.alloc_frozen(Order::ZERO, gfp)?;
+        let frame = memory.platform().frame_ptr(frames.head());
+        let objects = objects_per_slab(self.stride);
+        // SAFETY: `frames` owns the frame, which becomes no slab's if this fails.
+        let slab = unsafe { Slab::create(frame, self.id, objects) };
+        for number in 0..objects {
+            // SAFETY: the object and its red zone lie in the frame, which is ours.
+            unsafe { self.prepare(self.object((slab, number))) };
+        }
+        let published = slab_word(slab.descriptor_ptr())
+            .and_then(|word| memory.describe(&frames, word).ok())
+            .ok_or(AllocError::OutOfMemory(Order::ZERO));
+        match published {
+            Ok(()) => {
+                // The word is the slab's owner from here on.
+                let (_, _) = frames.into_raw();
+                Ok(slab)
+            }
+            Err(error) => {
+                memory.free_frozen(frames);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes an object of a new slab what a free one looks like.
+    ///
+    /// # Safety
+    /// `object` starts `stride` bytes that nobody else uses.
+    unsafe fn prepare(&self, object: NonNull<u8>) {
+        // SAFETY: the caller's promise.
+        unsafe { guard::paint_red(object, self.size, self.stride) };
+        if let Some(ctor) = self.options.ctor {
+            // SAFETY: an object of the cache, in nobody's use.
+            unsafe { ctor(object) };
+        } else if self.options.type_safe {
+            // Readers may look at it before its first owner.
+            // SAFETY: as above.
+            unsafe { object.write_bytes(0, self.size) };
+        } else if self.poisons() {
+            // SAFETY: as above.
+            unsafe { guard::poison(object, self.size) };
+        }
+    }
+
+    /// Gives slabs back that are in no list any more. Returns how many.
+    fn release<P: Platform>(&self, memory: &Memory<P>, mut leaving: Chain) -> u64 {
+        let mut released = 0;
+        while let Some(slab) = leaving.pop(memory) {
+            let Some(pfn) = slab.pfn(memory) else { break };
+            self.release_frame(memory, pfn);
             released += 1;
         }
         released
     }
 
-    const fn padded(&self) -> usize {
-        self.stride - guard::RED_ZONE_BYTES
-    }
-
-    fn new_slab<P: Platform>(&self, memory: &Memory<P>, gfp: Gfp) -> Result<Pfn, AllocError> {
-        let gfp = gfp - (Gfp::MOVABLE | Gfp::CMA);
-        let frames = memory.alloc_frozen(Order::ZERO, gfp)?;
-        let pfn = frames.head();
-        let start = memory.platform().frame_ptr(pfn);
-        let count = objects_per_slab(self.stride);
-        for i in 0..count {
-            // SAFETY: object `i` lies inside the frame, which `frames` owns.
-            let object = unsafe { start.add(i * self.stride) };
-            // SAFETY: as above, with its red zone.
-            unsafe { guard::paint_red(object, self.padded()) };
-            if cfg!(debug_assertions) {
-                // SAFETY: as above.
-                unsafe { guard::poison(object, self.padded()) };
-            }
-        }
-        let descriptor = descriptor_ptr(memory, pfn);
-        let objects = u32::try_from(count).unwrap_or(0);
-        // SAFETY: the descriptor's place is aligned, inside the frame, behind the
-        // objects, and `frames` owns the frame.
-        unsafe { descriptor.write(SlabDesc::new(self.id, objects)) };
-        let published =
-            slab_word(descriptor).ok_or(AllocError::OutOfMemory(Order::ZERO)).and_then(|word| {
-                memory.describe(&frames, word).map_err(|_| AllocError::OutOfMemory(Order::ZERO))
-            });
-        if let Err(error) = published {
-            memory.free_frozen(frames);
-            return Err(error);
-        }
-        let (pfn, _) = frames.into_raw();
-        Ok(pfn)
-    }
-
-    fn release_slab<P: Platform>(&self, memory: &Memory<P>, pfn: Pfn) {
+    fn release_frame<P: Platform>(&self, memory: &Memory<P>, pfn: abi::Pfn) {
         // SAFETY: the cache owned the frame since `new_slab` gave up its handle, and
-        // has just taken the slab off its list with no object in use.
+        // has taken the slab off its lists with no object in use.
         let frames = unsafe { FrozenFrames::from_raw(pfn, Order::ZERO) };
-        let word = slab_word(descriptor_ptr(memory, pfn));
+        let word = Slab::at(memory, pfn).and_then(|slab| slab_word(slab.descriptor_ptr()));
         let undone = word.map(|word| memory.undescribe(&frames, word));
         debug_assert!(matches!(undone, Some(Ok(()))), "slab word: {undone:?}");
         memory.free_frozen(frames);
     }
 }
 
-/// The descriptor of the slab in `pfn`, if the frame's word says it is one.
-fn slab_at<P: Platform>(memory: &Memory<P>, pfn: Pfn) -> Option<&SlabDesc> {
-    let word = memory.words().load(pfn).ok()?;
-    let descriptor = descriptor_ptr(memory, pfn);
-    if slab_word(descriptor) != Some(word) {
-        return None;
-    }
-    // SAFETY: the word says that the frame is a slab; its descriptor was written
-    // before the word (Release in `WordCell::transition`), has only atomic fields,
-    // and stays as long as the object that the caller frees is not freed.
-    Some(unsafe { descriptor.as_ref() })
-}
-
-impl Slabs {
-    /// Takes an object from the first slab that has one.
-    fn take<P: Platform>(&mut self, cache: &KmemCache, memory: &Memory<P>) -> Option<NonNull<u8>> {
-        let (pfn, descriptor) = self.slab(memory, self.partial?)?;
-        if descriptor.is_empty() {
-            self.empty -= 1;
-        }
-        let free = descriptor.free();
-        let bit = free.trailing_zeros();
-        descriptor.set_free(free & free.wrapping_sub(1));
-        if descriptor.free() == 0 {
-            self.unlink(memory, descriptor);
-        }
-        self.in_use += 1;
-        let start = memory.platform().frame_ptr(pfn);
-        // SAFETY: `bit` is the number of an object of the slab, so inside the frame.
-        Some(unsafe { start.add(bit as usize * cache.stride) })
-    }
-
-    /// Marks an object free. Returns whether the slab is to be released: it was
-    /// taken off the list.
-    fn put<P: Platform>(
-        &mut self,
-        memory: &Memory<P>,
-        pfn: Pfn,
-        descriptor: &SlabDesc,
-        bit: u64,
-    ) -> bool {
-        let was_full = descriptor.free() == 0;
-        descriptor.set_free(descriptor.free() | bit);
-        self.in_use -= 1;
-        if was_full {
-            self.link(memory, pfn, descriptor);
-        }
-        if !descriptor.is_empty() {
-            return false;
-        }
-        if self.empty >= EMPTY_SLABS_KEPT {
-            self.unlink(memory, descriptor);
-            self.slabs -= 1;
-            return true;
-        }
-        self.empty += 1;
-        false
-    }
-
-    fn add<P: Platform>(&mut self, memory: &Memory<P>, pfn: Pfn) {
-        if let Some(descriptor) = slab_at(memory, pfn) {
-            self.link(memory, pfn, descriptor);
-            self.slabs += 1;
-            self.empty += 1;
-        }
-    }
-
-    fn remove_empty<P: Platform>(&mut self, memory: &Memory<P>) -> Option<Pfn> {
-        let mut at = self.partial;
-        while let Some((pfn, descriptor)) = self.slab(memory, at?) {
-            if descriptor.is_empty() {
-                self.unlink(memory, descriptor);
-                self.slabs -= 1;
-                self.empty -= 1;
-                return Some(pfn);
-            }
-            at = descriptor.next();
-        }
-        None
-    }
-
-    fn slab<'m, P: Platform>(
-        &self,
-        memory: &'m Memory<P>,
-        link: u32,
-    ) -> Option<(Pfn, &'m SlabDesc)> {
-        let pfn = memory.words().base().checked_add(PageCount::new(u64::from(link)))?;
-        Some((pfn, slab_at(memory, pfn)?))
-    }
-
-    fn link<P: Platform>(&mut self, memory: &Memory<P>, pfn: Pfn, descriptor: &SlabDesc) {
-        let index = pfn.offset_from(memory.words().base());
-        let link = index.and_then(|index| u32::try_from(index.get()).ok());
-        descriptor.set_prev(None);
-        descriptor.set_next(self.partial);
-        if let Some((_, first)) = self.partial.and_then(|first| self.slab(memory, first)) {
-            first.set_prev(link);
-        }
-        self.partial = link;
-    }
-
-    fn unlink<P: Platform>(&mut self, memory: &Memory<P>, descriptor: &SlabDesc) {
-        let (prev, next) = (descriptor.prev(), descriptor.next());
-        match prev.and_then(|prev| self.slab(memory, prev)) {
-            Some((_, prev)) => prev.set_next(next),
-            None => self.partial = next,
-        }
-        if let Some((_, next)) = next.and_then(|next| self.slab(memory, next)) {
-            next.set_prev(prev);
-        }
-    }
+/// Bytes from the start of its frame to where `object` points.
+fn offset(object: NonNull<u8>) -> usize {
+    object.addr().get() % FRAME_BYTES
 }

@@ -2,34 +2,37 @@
 
 use core::ptr::NonNull;
 
-/// Bytes behind each object that nobody may write.
+/// Least bytes behind each object that nobody may write.
 pub(super) const RED_ZONE_BYTES: usize = if cfg!(debug_assertions) { 16 } else { 0 };
 
 const RED: u8 = 0xbb;
 const POISON: u8 = 0x6b;
 
-/// Paints the red zone behind an object.
+/// Paints the red zone behind an object, up to the next one.
 ///
 /// # Safety
-/// `object` starts `size + RED_ZONE_BYTES` writable bytes that nobody else uses.
-pub(super) unsafe fn paint_red(object: NonNull<u8>, size: usize) {
-    // SAFETY: inside the bytes that the caller vouches for.
-    let zone = unsafe { object.add(size) };
-    // SAFETY: as above.
-    unsafe { zone.write_bytes(RED, RED_ZONE_BYTES) };
+/// `object` starts `stride` writable bytes that nobody else uses.
+pub(super) unsafe fn paint_red(object: NonNull<u8>, size: usize, stride: usize) {
+    if RED_ZONE_BYTES > 0 {
+        // SAFETY: inside the bytes that the caller vouches for.
+        let zone = unsafe { object.add(size) };
+        // SAFETY: as above.
+        unsafe { zone.write_bytes(RED, stride - size) };
+    }
 }
 
 /// Whether the red zone behind an object is intact.
 ///
 /// # Safety
 /// As for [`paint_red`]; readable suffices.
-pub(super) unsafe fn red_is_intact(object: NonNull<u8>, size: usize) -> bool {
-    (size..size + RED_ZONE_BYTES).all(|at| {
-        // SAFETY: inside the bytes that the caller vouches for.
-        let byte = unsafe { object.add(at) };
-        // SAFETY: as above.
-        unsafe { byte.read() == RED }
-    })
+pub(super) unsafe fn red_is_intact(object: NonNull<u8>, size: usize, stride: usize) -> bool {
+    RED_ZONE_BYTES == 0
+        || (size..stride).all(|at| {
+            // SAFETY: inside the bytes that the caller vouches for.
+            let byte = unsafe { object.add(at) };
+            // SAFETY: as above.
+            unsafe { byte.read() == RED }
+        })
 }
 
 /// Fills a free object with poison.

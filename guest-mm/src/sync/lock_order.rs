@@ -37,6 +37,8 @@ pub enum LockClass {
     XArray,
     /// Callbacks that wait for a grace period.
     Rcu,
+    /// The free objects that one CPU keeps of a slab cache.
+    Sheaf,
     /// A slab cache.
     Slab,
     /// The LRU lists.

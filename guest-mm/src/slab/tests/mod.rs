@@ -14,6 +14,10 @@ use crate::memory::Memory;
 use crate::platform::{FaultSite, Platform};
 use crate::testing::{TestPlatform, memory};
 
+mod object;
+mod per_cpu;
+mod type_safe;
+
 /// An XArray node.
 const NODE: usize = 576;
 
@@ -47,7 +51,9 @@ fn seven_xarray_nodes_fit_a_slab_without_red_zones() {
     assert_eq!(objects_per_slab(64), 63);
     assert_eq!(objects_per_slab(OBJECT_BYTES_PER_SLAB), 1);
     assert_eq!(objects_per_slab(OBJECT_BYTES_PER_SLAB + 1), 0);
-    assert_eq!(objects_per_slab(16), 0, "more than the bit map has bits");
+    assert_eq!(objects_per_slab(32), 126, "two pairs of map words");
+    assert_eq!(objects_per_slab(16), 251, "four pairs");
+    assert_eq!(objects_per_slab(15), 0, "less than the alignment");
 }
 
 #[test]
@@ -164,7 +170,7 @@ fn a_write_beyond_an_object_is_found_when_it_is_freed() {
 #[test]
 fn a_write_after_free_is_found_and_type_safe_objects_keep_their_contents() {
     let memory = memory(2048);
-    let options = SlabOptions { type_safe: true };
+    let options = SlabOptions { type_safe: true, ..SlabOptions::default() };
     let cache = KmemCache::new(&memory, "safe", NODE, options).unwrap();
     let object = cache.alloc(&memory, Gfp::KERNEL).unwrap();
     // SAFETY: the object is ours.
