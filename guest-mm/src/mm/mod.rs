@@ -5,6 +5,7 @@
 //! several parts are its methods, each in the module of its subject.
 
 use core::fmt;
+use core::mem::offset_of;
 
 use crate::buddy::Gfp;
 use crate::fault::FaultCounters;
@@ -53,23 +54,24 @@ impl Caches {
     /// An object does not fit a slab: not with the slab's own sizes.
     fn new<P: Platform>(memory: &Memory<P>) -> Result<Self, CacheError> {
         let plain = SlabOptions { per_cpu: true, ..SlabOptions::default() };
-        let type_safe = SlabOptions { type_safe: true, align: align_of::<Folio>(), ..plain };
+        let type_safe = SlabOptions { type_safe: true, ..plain };
+        let vma = SlabOptions { rcu_head: Some(offset_of!(Vma<'static, P>, rcu)), ..plain };
         Ok(Self {
             xa_node: SlabNodes::cache(memory)?,
-            folio: KmemCache::new(memory, "folio", size_of::<Folio>(), type_safe)?,
-            vma: KmemCache::new(memory, "vma", size_of::<Vma<'static, P>>(), plain)?,
+            folio: KmemCache::of::<Folio, P>(memory, "folio", type_safe)?,
+            vma: KmemCache::of::<Vma<'static, P>, P>(memory, "vma", vma)?,
             anon_vma: KmemCache::new(
                 memory,
                 "anon_vma",
                 size_of::<AnonVma<'static, P>>().max(16),
-                plain,
+                SlabOptions { align: align_of::<AnonVma<'static, P>>(), ..plain },
             )?,
-            space: KmemCache::new(memory, "space", size_of::<AddressSpace<'static, P>>(), plain)?,
+            space: KmemCache::of::<AddressSpace<'static, P>, P>(memory, "space", plain)?,
             file: KmemCache::new(
                 memory,
                 "file",
                 size_of::<FileMapping<'static, P>>().max(16),
-                plain,
+                SlabOptions { align: align_of::<FileMapping<'static, P>>(), ..plain },
             )?,
         })
     }

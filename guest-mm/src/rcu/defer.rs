@@ -54,6 +54,13 @@ pub unsafe trait Deferrable {
     fn rcu_head(&self) -> &RcuHead;
 }
 
+// SAFETY: itself, which is nothing but a head.
+unsafe impl Deferrable for RcuHead {
+    fn rcu_head(&self) -> &RcuHead {
+        self
+    }
+}
+
 /// Objects waiting for a grace period, oldest first. Holds them, and does not
 /// know how to free them: its owner takes them out.
 pub struct DeferQueue<T> {

@@ -5,13 +5,14 @@ use core::ptr::NonNull;
 use super::descriptor::{FRAME_BYTES, Slab, objects_per_slab, slab_word};
 use super::guard;
 use super::lists::{Chain, Leave, Slabs};
+use super::object::{aligned, check_layout};
 use super::options::{CacheError, MAX_ALIGN, MIN_ALIGN, SlabFreeError, SlabOptions, SlabStats};
 use super::sheaf::{SHEAF_OBJECTS, Sheaf, Sheaves};
 use crate::buddy::Gfp;
 use crate::memdesc::Order;
 use crate::memory::{AllocError, FrozenFrames, Memory};
 use crate::platform::{FaultSite, Platform};
-use crate::rcu::Rcu;
+use crate::rcu::{DeferQueue, RcuHead};
 use crate::sync::{LockClass, SpinLock};
 
 /// Fewest objects that a CPU keeps.
@@ -33,6 +34,8 @@ pub struct KmemCache {
     options: SlabOptions,
     sheaves: Sheaves,
     slabs: SpinLock<Slabs>,
+    /// Objects that wait for a grace period.
+    deferred: SpinLock<DeferQueue<RcuHead>>,
 }
 
 impl KmemCache {
@@ -60,6 +63,13 @@ impl KmemCache {
         if objects == 0 {
             return Err(CacheError::TooLarge(size));
         }
+        if let Some(offset) = options.rcu_head {
+            let end = offset.checked_add(size_of::<RcuHead>());
+            let fits = end.is_some_and(|end| end <= size);
+            if !fits || !offset.is_multiple_of(align_of::<RcuHead>()) || options.type_safe {
+                return Err(CacheError::BadRcuHead(offset));
+            }
+        }
         let leave = if options.type_safe { Leave::AfterGracePeriod } else { Leave::AtOnce };
         let keep = if options.per_cpu { (2 * objects).clamp(MIN_SHEAF, SHEAF_OBJECTS) } else { 0 };
         Ok(Self {
@@ -71,7 +81,21 @@ impl KmemCache {
             options,
             sheaves: Sheaves::new(keep),
             slabs: SpinLock::new(LockClass::Slab, Slabs::new(leave)),
+            deferred: SpinLock::new(LockClass::Rcu, DeferQueue::new()),
         })
+    }
+
+    /// A cache of objects with the size and alignment of `T`, empty.
+    ///
+    /// # Errors
+    /// The options are senseless.
+    pub fn of<T, P: Platform>(
+        memory: &Memory<P>,
+        name: &'static str,
+        options: SlabOptions,
+    ) -> Result<Self, CacheError> {
+        const { check_layout::<T>() };
+        Self::new(memory, name, size_of::<T>(), aligned::<T>(options))
     }
 
     /// The cache's name.
@@ -155,6 +179,8 @@ impl KmemCache {
             // SAFETY: in use until now and, by the caller's promise, by nobody else.
             unsafe { guard::poison(object, self.size) };
         }
+        // With the right to the whole slab, whatever the caller's pointer was made of.
+        let object = self.object((slab, number));
         let mut leaving = Chain::default();
         if self.options.per_cpu {
             self.sheaves.push(memory.platform(), object, |sheaf| {
@@ -213,16 +239,16 @@ impl KmemCache {
         self.release(memory, leaving)
     }
 
-    /// Gives slabs in limbo back whose grace period is over. Returns how many.
-    /// Never waits; moves the grace period on.
-    pub fn reap<P: Platform>(&self, memory: &Memory<P>, rcu: &Rcu) -> u64 {
-        let mut released = 0;
-        loop {
-            let popped = self.slabs.lock(memory.platform()).pop_over(memory, rcu);
-            let Some(pfn) = popped else { return released };
-            self.release_frame(memory, pfn);
-            released += 1;
-        }
+    pub(super) const fn options(&self) -> &SlabOptions {
+        &self.options
+    }
+
+    pub(super) const fn slabs(&self) -> &SpinLock<Slabs> {
+        &self.slabs
+    }
+
+    pub(super) const fn deferred_queue(&self) -> &SpinLock<DeferQueue<RcuHead>> {
+        &self.deferred
     }
 
     /// Whether free objects are filled with poison: nobody may look at them.
@@ -362,7 +388,7 @@ impl KmemCache {
         released
     }
 
-    fn release_frame<P: Platform>(&self, memory: &Memory<P>, pfn: abi::Pfn) {
+    pub(super) fn release_frame<P: Platform>(&self, memory: &Memory<P>, pfn: abi::Pfn) {
         // SAFETY: the cache owned the frame since `new_slab` gave up its handle, and
         // has taken the slab off its lists with no object in use.
         let frames = unsafe { FrozenFrames::from_raw(pfn, Order::ZERO) };

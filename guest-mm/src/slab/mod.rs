@@ -21,6 +21,7 @@
 
 mod cache;
 mod descriptor;
+mod grace;
 mod guard;
 mod limbo;
 mod lists;

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache::KmemCache;
 use super::descriptor::OBJECT_BYTES_PER_SLAB;
+use super::grace::FREED_AT_ONCE;
 use super::guard::RED_ZONE_BYTES;
 use super::options::{CacheError, MAX_ALIGN, SlabFreeError, SlabOptions, SlabStats};
 use crate::buddy::Gfp;
@@ -13,9 +14,6 @@ use crate::memory::{AllocError, Memory};
 use crate::platform::Platform;
 use crate::rcu::{DeferQueue, Deferrable, Rcu};
 use crate::sync::{LockClass, SpinLock};
-
-/// Deferred objects that one call frees at most.
-const FREED_AT_ONCE: usize = 16;
 
 /// A cache of values of type `T`.
 ///
@@ -49,19 +47,18 @@ impl<T> ObjectCache<T> {
     /// An empty cache.
     ///
     /// # Errors
-    /// The options ask for a type-safe cache, for a constructor, or for a
-    /// senseless alignment.
+    /// The options ask for a type-safe cache, for a constructor, for an RCU head
+    /// (the type says where that is), or for a senseless alignment.
     pub fn new<P: Platform>(
         memory: &Memory<P>,
         name: &'static str,
         options: SlabOptions,
     ) -> Result<Self, CacheError> {
-        const { check_layout::<T>() };
-        if options.type_safe || options.ctor.is_some() {
+        if options.type_safe || options.ctor.is_some() || options.rcu_head.is_some() {
             return Err(CacheError::NotTypeSafe);
         }
         Ok(Self {
-            cache: KmemCache::new(memory, name, size_of::<T>(), aligned::<T>(options))?,
+            cache: KmemCache::of::<T, P>(memory, name, options)?,
             deferred: SpinLock::new(LockClass::Rcu, DeferQueue::new()),
             refused: AtomicU64::new(0),
             objects: PhantomData,

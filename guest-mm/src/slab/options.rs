@@ -34,6 +34,11 @@ pub struct SlabOptions {
     /// Alignment in bytes, a power of two up to [`MAX_ALIGN`]; less than
     /// [`MIN_ALIGN`] (0, say) means that.
     pub align: usize,
+    /// Offset in the object of its [`RcuHead`], for [`KmemCache::free_rcu`].
+    ///
+    /// [`RcuHead`]: crate::rcu::RcuHead
+    /// [`KmemCache::free_rcu`]: super::KmemCache::free_rcu
+    pub rcu_head: Option<usize>,
     /// Runs once per object and slab; objects then keep their contents while free.
     pub ctor: Option<Constructor>,
 }
@@ -47,6 +52,9 @@ pub enum CacheError {
     TooLarge(usize),
     /// Not a power of two, or above [`MAX_ALIGN`].
     BadAlignment(usize),
+    /// The RCU head does not lie aligned inside the object, or the cache is
+    /// type-safe and needs none.
+    BadRcuHead(usize),
     /// The options ask for objects that keep their contents while free, and the
     /// type says nothing of it: [`TypeSafeCache`](super::TypeSafeCache) does.
     NotTypeSafe,
@@ -58,6 +66,7 @@ impl fmt::Display for CacheError {
             Self::ZeroSize => f.write_str("Objects of no size"),
             Self::TooLarge(size) => write!(f, "Objects of {size} bytes do not fit a slab"),
             Self::BadAlignment(align) => write!(f, "Objects cannot be aligned to {align} bytes"),
+            Self::BadRcuHead(offset) => write!(f, "No place for an RCU head at {offset}"),
             Self::NotTypeSafe => f.write_str("Objects of this type do not keep their contents"),
         }
     }

@@ -6,7 +6,6 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache::KmemCache;
-use super::object::{aligned, check_layout};
 use super::options::{CacheError, SlabFreeError, SlabOptions, SlabStats};
 use crate::buddy::Gfp;
 use crate::memory::{AllocError, Memory};
@@ -48,14 +47,10 @@ impl<T: TypeSafe> TypeSafeCache<T> {
         name: &'static str,
         options: SlabOptions,
     ) -> Result<Self, CacheError> {
-        const {
-            check_layout::<T>();
-            assert!(!core::mem::needs_drop::<T>(), "a type-safe object is never dropped");
-        }
-        let options =
-            SlabOptions { type_safe: true, ctor: Some(construct::<T>), ..aligned::<T>(options) };
+        const { assert!(!core::mem::needs_drop::<T>(), "a type-safe object is never dropped") };
+        let options = SlabOptions { type_safe: true, ctor: Some(construct::<T>), ..options };
         Ok(Self {
-            cache: KmemCache::new(memory, name, size_of::<T>(), options)?,
+            cache: KmemCache::of::<T, P>(memory, name, options)?,
             refused: AtomicU64::new(0),
             objects: PhantomData,
         })
@@ -136,7 +131,7 @@ impl<T: TypeSafe> TypeSafeCache<T> {
     /// Gives slabs in limbo back whose grace period is over. Returns how many.
     /// Never waits; moves the grace period on.
     pub fn reap<P: Platform>(&self, memory: &Memory<P>, rcu: &Rcu) -> u64 {
-        self.cache.reap(memory, rcu)
+        self.cache.reap(memory, rcu, 0).1
     }
 }
 

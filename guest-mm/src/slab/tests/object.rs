@@ -149,3 +149,30 @@ fn options_that_the_type_does_not_promise_are_refused() {
         assert_eq!(made.err(), Some(CacheError::BadAlignment(align)));
     }
 }
+
+#[test]
+fn an_object_without_a_type_is_deferred_by_the_place_of_its_head() {
+    let memory = memory(2048);
+    let at = core::mem::offset_of!(Line, head);
+    let options = SlabOptions { rcu_head: Some(at), ..SlabOptions::default() };
+    let cache = KmemCache::of::<Line, _>(&memory, "line", options).unwrap();
+    let rcu = Rcu::new();
+    let object = cache.alloc(&memory, Gfp::KERNEL).unwrap();
+    // SAFETY: ours, and large enough.
+    unsafe { object.cast::<Line>().write(line(3)) };
+    let reader = rcu.read(0);
+    // SAFETY: only `reader` uses it.
+    assert_eq!(unsafe { cache.free_rcu(&memory, &rcu, object) }, Ok(()));
+    // SAFETY: as above.
+    let again = unsafe { cache.free_rcu(&memory, &rcu, object) };
+    assert_eq!(again, Err(SlabFreeError::DoubleFree));
+    assert_eq!((cache.reap(&memory, &rcu, 8), cache.deferred(&memory)), ((0, 0), 1));
+    drop(reader);
+    assert_eq!((cache.reap(&memory, &rcu, 8), cache.deferred(&memory)), ((1, 0), 0));
+    assert_eq!(cache.stats(&memory).in_use, 0);
+    for at in [size_of::<Line>(), size_of::<Line>() - 8, 4] {
+        let options = SlabOptions { rcu_head: Some(at), ..SlabOptions::default() };
+        let made = KmemCache::of::<Line, _>(&memory, "line", options);
+        assert_eq!(made.err(), Some(CacheError::BadRcuHead(at)));
+    }
+}
