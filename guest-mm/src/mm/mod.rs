@@ -12,6 +12,7 @@ use crate::fault::FaultCounters;
 use crate::folio::Folio;
 use crate::memory::Memory;
 use crate::pagecache::FileMapping;
+use crate::pgtable::{PtDesc, TableState};
 use crate::platform::Platform;
 use crate::rcu::Rcu;
 use crate::rmap::AnonVma;
@@ -28,6 +29,8 @@ pub struct Base<P> {
     pub rcu: Rcu,
     /// Slab caches.
     pub caches: Caches,
+    /// Page tables that wait for their readers, and counts.
+    pub tables: TableState,
 }
 
 /// The slab caches of the memory manager, one per type.
@@ -37,6 +40,8 @@ pub struct Caches {
     pub xa_node: KmemCache,
     /// [`Folio`]s, type-safe.
     pub folio: KmemCache,
+    /// [`PtDesc`]s, type-safe.
+    pub ptdesc: KmemCache,
     /// [`Vma`]s.
     pub vma: KmemCache,
     /// [`AnonVma`]s.
@@ -59,6 +64,7 @@ impl Caches {
         Ok(Self {
             xa_node: SlabNodes::cache(memory)?,
             folio: KmemCache::of::<Folio, P>(memory, "folio", type_safe)?,
+            ptdesc: KmemCache::of::<PtDesc, P>(memory, "ptdesc", type_safe)?,
             vma: KmemCache::of::<Vma<'static, P>, P>(memory, "vma", vma)?,
             anon_vma: KmemCache::new(
                 memory,
@@ -77,8 +83,16 @@ impl Caches {
     }
 
     /// All of them, for the census.
-    pub fn all(&self) -> [&KmemCache; 6] {
-        [&self.xa_node, &self.folio, &self.vma, &self.anon_vma, &self.space, &self.file]
+    pub fn all(&self) -> [&KmemCache; 7] {
+        [
+            &self.xa_node,
+            &self.folio,
+            &self.ptdesc,
+            &self.vma,
+            &self.anon_vma,
+            &self.space,
+            &self.file,
+        ]
     }
 }
 
@@ -89,7 +103,7 @@ impl<P: Platform> Base<P> {
     /// As [`KmemCache::new`].
     pub fn new(memory: Memory<P>) -> Result<Self, CacheError> {
         let caches = Caches::new(&memory)?;
-        Ok(Self { memory, rcu: Rcu::new(), caches })
+        Ok(Self { memory, rcu: Rcu::new(), caches, tables: TableState::new() })
     }
 }
 

@@ -3,12 +3,14 @@
 //! * [`entry`](Entry): 64 bits of a table, decoded by level into nothing, a
 //!   table, a mapping ([`Pte`], [`Pmd`]) or a non-present leaf.
 //! * [`softleaf`]: every kind of non-present leaf, one enum.
+//! * [`Tables`]: the tables of an address space, made, found, locked, walked.
 //!
 //! x86-64, four levels, 4 KiB and 2 MiB mappings. The layout of every bit and
 //! the rules of the tables are in `docs/page-tables.md`.
 
 mod entry;
 pub mod softleaf;
+mod table;
 
 pub use entry::{
     Entry, HwLeaf, LeafSize, PageProt, Pmd, PmdState, Pte, PteState, Size2M, Size4K, UpperState,
@@ -16,4 +18,8 @@ pub use entry::{
 pub use softleaf::{
     DevOffset, ForkLeaf, Leaf, LeafFlags, Location, Marker, MarkerZap, MigrationAccess, Owner,
     PmdLeaf, PmdSoftleaf, Sharing, Softleaf, SwapSlot, Target, UnknownLeaf,
+};
+pub use table::{
+    ENTRIES, Found, MakeTableError, NoTable, PmdGuard, PtDesc, PteGuard, ROOT_LEVEL, RootInUse,
+    SlotRef, TableCounters, TableGuard, TableState, Tables, USER_ROOT_ENTRIES, free_root, new_root,
 };

@@ -15,6 +15,7 @@ use abi::Pfn;
 pub use vma::{VmFlags, Vma};
 
 use crate::mm::Base;
+use crate::pgtable::Tables;
 use crate::platform::{AtomicCpuSet, Platform};
 use crate::sync::RwLock;
 use crate::xarray::{SlabNodes, XArray};
@@ -66,5 +67,10 @@ impl<P: Platform> AddressSpace<'_, P> {
     /// Its root page table.
     pub const fn root(&self) -> Pfn {
         self.root
+    }
+
+    /// Its page tables.
+    pub fn tables(&self) -> Tables<'_, P> {
+        Tables::new(self.base, self.root, &self.cpus, &self.rss.tables)
     }
 }
