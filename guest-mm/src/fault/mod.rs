@@ -13,8 +13,10 @@
 mod access;
 mod leaf;
 mod outcome;
+mod policy;
 mod stats;
 
 pub use access::{FaultAccess, read_only_prot};
 pub use outcome::{FaultError, FaultOutcome};
+pub use policy::FAULT_AROUND_PAGES;
 pub use stats::{FaultCounters, FaultEvent, FaultStats};
