@@ -7,10 +7,13 @@
 use core::fmt;
 use core::mem::offset_of;
 
+use abi::Pfn;
+
 use crate::buddy::Gfp;
 use crate::fault::FaultCounters;
 use crate::folio::Folio;
-use crate::memory::Memory;
+use crate::memdesc::{BlockKind, Order};
+use crate::memory::{AllocError, Memory};
 use crate::pagecache::FileMapping;
 use crate::pgtable::{PtDesc, TableState};
 use crate::platform::Platform;
@@ -31,6 +34,8 @@ pub struct Base<P> {
     pub caches: Caches,
     /// Page tables that wait for their readers, and counts.
     pub tables: TableState,
+    /// A frame of zeros that everybody may map, read-only; never freed.
+    pub zero_page: Pfn,
 }
 
 /// The slab caches of the memory manager, one per type.
@@ -96,14 +101,56 @@ impl Caches {
     }
 }
 
+/// Why there is no memory manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BaseError {
+    /// A slab cache cannot be made.
+    Cache(CacheError),
+    /// No page for the zero page.
+    OutOfMemory(AllocError),
+}
+
+impl fmt::Display for BaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cache(error) => error.fmt(f),
+            Self::OutOfMemory(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for BaseError {}
+
+impl From<CacheError> for BaseError {
+    fn from(error: CacheError) -> Self {
+        Self::Cache(error)
+    }
+}
+
+impl From<AllocError> for BaseError {
+    fn from(error: AllocError) -> Self {
+        Self::OutOfMemory(error)
+    }
+}
+
+/// A frame of zeros whose word says so.
+fn zero_page<P: Platform>(memory: &Memory<P>) -> Result<Pfn, AllocError> {
+    let mut frames = memory.alloc_frozen(Order::ZERO, Gfp::KERNEL | Gfp::ZERO)?;
+    let typed = memory.retype(&mut frames, BlockKind::Zero);
+    debug_assert!(typed.is_ok(), "a frozen block becomes a zero page: {typed:?}");
+    Ok(frames.into_raw().0)
+}
+
 impl<P: Platform> Base<P> {
     /// What everything stands on, over `memory`.
     ///
     /// # Errors
-    /// As [`KmemCache::new`].
-    pub fn new(memory: Memory<P>) -> Result<Self, CacheError> {
+    /// As [`KmemCache::new`], or there is no page for the zero page.
+    pub fn new(memory: Memory<P>) -> Result<Self, BaseError> {
         let caches = Caches::new(&memory)?;
-        Ok(Self { memory, rcu: Rcu::new(), caches, tables: TableState::new() })
+        let zero_page = zero_page(&memory)?;
+        let tables = TableState::new();
+        Ok(Self { memory, rcu: Rcu::new(), caches, tables, zero_page })
     }
 }
 
