@@ -3,8 +3,11 @@
 use abi::{PageCount, Pfn, PfnRange};
 use bitflags::bitflags;
 
+use super::FolioKind;
 use crate::memdesc::Order;
-use crate::sync::shim::{AtomicU32, AtomicU64, Ordering};
+#[cfg(not(loom))]
+use crate::slab::TypeSafe;
+use crate::sync::shim::{AtomicU32, AtomicU64, Ordering, fence};
 
 bitflags! {
     /// State bits of a folio, in the lower 24 bits of its flags word.
@@ -36,6 +39,10 @@ bitflags! {
         const DEFERRED_SPLIT = 1 << 11;
         /// Taken off the LRU by somebody who owns its place: reclaim, migration.
         const ISOLATED = 1 << 12;
+        /// Anonymous: what the tag of its words says too.
+        const ANON = 1 << 13;
+        /// Device memory: what the tag of its words says too.
+        const DEVICE = 1 << 14;
     }
 }
 
@@ -54,7 +61,7 @@ const ORDER_SHIFT: u32 = 24;
 /// | `index` | 8 | page offset in the mapping of its first page |
 /// | `pfn` | 8 | first frame |
 /// | `lru` | 16 | neighbours on an LRU list, or its owner's while isolated |
-/// | `private` | 8 | swap slot while in the swap cache |
+/// | `private` | 8 | swap slot while in the swap cache; links while on the deferred split queue |
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Folio {
@@ -72,7 +79,86 @@ pub struct Folio {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Folio>() == 64, "one cache line");
 
+// SAFETY: all fields are atomics. Readers take a reference by `FolioRef::try_get`,
+// which fails on a count of 0, and that is the count of a free descriptor; owners
+// store fields one by one and the count last.
+#[cfg(not(loom))]
+unsafe impl TypeSafe for Folio {
+    fn new_free() -> Self {
+        Self::unused()
+    }
+}
+
 impl Folio {
+    /// A descriptor that describes nothing.
+    pub fn unused() -> Self {
+        Self {
+            refcount: AtomicU32::new(0),
+            mapcount: AtomicU32::new(0),
+            pincount: AtomicU32::new(0),
+            flags: AtomicU32::new(0),
+            mapping: AtomicU64::new(0),
+            index: AtomicU64::new(0),
+            pfn: AtomicU64::new(0),
+            lru: [AtomicU64::new(0), AtomicU64::new(0)],
+            private: AtomicU64::new(0),
+        }
+    }
+
+    /// Fills the fields of a descriptor whose count is 0. Relaxed: the words
+    /// that publish it, and the count, are stored with Release afterwards.
+    pub(crate) fn describe(&self, pfn: Pfn, order: Order, kind: FolioKind) {
+        self.mapcount.store(0, Ordering::Relaxed);
+        self.pincount.store(0, Ordering::Relaxed);
+        let flags = kind.flags().bits() | order.get() << ORDER_SHIFT;
+        self.flags.store(flags, Ordering::Relaxed);
+        self.mapping.store(0, Ordering::Relaxed);
+        self.index.store(0, Ordering::Relaxed);
+        self.pfn.store(pfn.number(), Ordering::Relaxed);
+        self.private.store(0, Ordering::Relaxed);
+        self.lru.iter().for_each(|link| link.store(0, Ordering::Relaxed));
+    }
+
+    /// What it holds.
+    pub fn kind(&self) -> FolioKind {
+        let flags = self.flags();
+        if flags.contains(FolioFlags::ANON) {
+            FolioKind::Anon
+        } else if flags.contains(FolioFlags::DEVICE) {
+            FolioKind::Device
+        } else {
+            FolioKind::File
+        }
+    }
+
+    /// Whether it is anonymous.
+    pub fn is_anon(&self) -> bool {
+        self.has(FolioFlags::ANON)
+    }
+
+    /// Whether it is larger than a page.
+    pub fn is_large(&self) -> bool {
+        self.order() != Order::ZERO
+    }
+
+    /// Whether anybody has it pinned. A caller who has just taken a leaf away
+    /// sees the pin of everybody who found that leaf and did not see it gone:
+    /// the fence pairs with the one in [`FolioRef::pin`](super::FolioRef::pin).
+    pub fn is_pinned(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.pincount() != 0
+    }
+
+    /// Whether any leaf maps it.
+    pub fn is_mapped(&self) -> bool {
+        self.mapcount() != 0
+    }
+
+    /// Swap slot, or links of a queue.
+    pub fn private(&self) -> u64 {
+        self.private.load(Ordering::Relaxed)
+    }
+
     /// References: 0 while frozen or free.
     pub fn refcount(&self) -> u32 {
         self.refcount.load(Ordering::Relaxed)

@@ -1,10 +1,28 @@
 //! Folios: naturally aligned blocks of memory with a descriptor, reference counts and mappings.
 //!
-//! A frame of a folio has the folio's address in its word (tag File or Anon),
-//! tails included. The descriptor's memory is type-safe: a lockless reader may
-//! follow the word under a read section, try to take a reference, and look at
-//! the word again.
+//! A frame of a folio has the folio's address in its word (tag File, Anon or
+//! DevFolio), tails included. The descriptor's memory is type-safe: a lockless
+//! reader may follow the word under a read section, try to take a reference,
+//! and look at the word again ([`speculative`]).
+//!
+//! `docs/folios.md` has the invariants and the order of events.
 
+#[cfg(not(loom))]
+mod alloc;
 mod desc;
+mod handle;
+mod kind;
+mod lock;
+#[cfg(loom)]
+pub mod mutant;
+pub mod speculative;
 
 pub use desc::{Folio, FolioFlags};
+pub use handle::{FolioPin, FolioRef, FrozenFolio};
+pub use kind::FolioKind;
+pub use lock::FolioLockGuard;
+pub use speculative::NoFolio;
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;

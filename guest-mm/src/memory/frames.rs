@@ -196,23 +196,47 @@ impl<P: Platform> Memory<P> {
         }
     }
 
-    /// Gives a single frame a descriptor: its word becomes `word`.
+    /// Gives a block a descriptor: the words of all its frames become `word`,
+    /// the head's last.
+    ///
+    /// # Errors
+    /// A word is not what the handle says; all are as they were.
     pub(crate) fn describe(
         &self,
         frames: &FrozenFrames,
         word: Word,
     ) -> Result<(), TransitionError> {
-        debug_assert_eq!(frames.order, Order::ZERO, "tails would have to repeat the word");
-        self.transition(frames.head, frames.word(), word)
+        let range = frames.range();
+        for at in range.iter().skip(1) {
+            if let Err(error) = self.transition(at, crate::buddy::tail_word(at), word) {
+                let done = range.iter().skip(1).take_while(|&tail| tail != at);
+                done.for_each(|tail| self.restore_tail(tail, word));
+                return Err(error);
+            }
+        }
+        self.transition(frames.head, frames.word(), word).inspect_err(|_| {
+            range.iter().skip(1).for_each(|tail| self.restore_tail(tail, word));
+        })
     }
 
-    /// Takes a single frame's descriptor away.
+    /// Takes a block's descriptor away, the head's word last.
+    ///
+    /// # Errors
+    /// The words are not `word`, which is a caller's bug; those that were are tails now.
     pub(crate) fn undescribe(
         &self,
         frames: &FrozenFrames,
         word: Word,
     ) -> Result<(), TransitionError> {
+        for at in frames.range().iter().skip(1) {
+            self.transition(at, word, crate::buddy::tail_word(at))?;
+        }
         self.transition(frames.head, word, frames.word())
+    }
+
+    fn restore_tail(&self, tail: Pfn, word: Word) {
+        let restored = self.transition(tail, word, crate::buddy::tail_word(tail));
+        debug_assert!(restored.is_ok(), "{tail:?}: {restored:?}");
     }
 
     /// Allocates blocks of `pages` in total, the largest first, and calls `each`

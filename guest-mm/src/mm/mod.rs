@@ -19,7 +19,7 @@ use crate::pgtable::{PtDesc, TableState};
 use crate::platform::Platform;
 use crate::rcu::Rcu;
 use crate::rmap::AnonVma;
-use crate::slab::{CacheError, KmemCache, SlabOptions};
+use crate::slab::{CacheError, KmemCache, SlabOptions, TypeSafeCache};
 use crate::space::{AddressSpace, Vma};
 use crate::xarray::SlabNodes;
 
@@ -44,7 +44,7 @@ pub struct Caches {
     /// Nodes of all XArrays.
     pub xa_node: KmemCache,
     /// [`Folio`]s, type-safe.
-    pub folio: KmemCache,
+    pub folio: TypeSafeCache<Folio>,
     /// [`PtDesc`]s, type-safe.
     pub ptdesc: KmemCache,
     /// [`Vma`]s.
@@ -68,7 +68,7 @@ impl Caches {
         let vma = SlabOptions { rcu_head: Some(offset_of!(Vma<'static, P>, rcu)), ..plain };
         Ok(Self {
             xa_node: SlabNodes::cache(memory)?,
-            folio: KmemCache::of::<Folio, P>(memory, "folio", type_safe)?,
+            folio: TypeSafeCache::new(memory, "folio", plain)?,
             ptdesc: KmemCache::of::<PtDesc, P>(memory, "ptdesc", type_safe)?,
             vma: KmemCache::of::<Vma<'static, P>, P>(memory, "vma", vma)?,
             anon_vma: KmemCache::new(
@@ -91,7 +91,7 @@ impl Caches {
     pub fn all(&self) -> [&KmemCache; 7] {
         [
             &self.xa_node,
-            &self.folio,
+            self.folio.kmem(),
             &self.ptdesc,
             &self.vma,
             &self.anon_vma,

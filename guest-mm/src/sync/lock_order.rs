@@ -65,7 +65,7 @@ impl HeldLocks {
 
 /// Whether a lock was taken while another of its class was held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Nesting {
+pub(crate) enum Nesting {
     /// The only lock of its class.
     Outermost,
     /// A further lock of a class that the CPU holds already.
@@ -78,7 +78,7 @@ pub(super) enum Nesting {
 /// In debug builds if the CPU holds a lock of an inner class, or one of the
 /// same class unless `Nested`: a deadlock waiting for its second thread.
 #[cfg(debug_assertions)]
-pub(super) fn note_acquire<P: Platform>(platform: &P, class: LockClass, nesting: Nesting) {
+pub(crate) fn note_acquire<P: Platform>(platform: &P, class: LockClass, nesting: Nesting) {
     let Some(held) = held_mask(platform) else { return };
     let bit = 1u32 << class as u32;
     let mask = held.load(Ordering::Relaxed);
@@ -95,7 +95,7 @@ pub(super) fn note_acquire<P: Platform>(platform: &P, class: LockClass, nesting:
 
 /// Notes that this CPU released its lock of `class`; a nested one keeps the class held.
 #[cfg(debug_assertions)]
-pub(super) fn note_release<P: Platform>(platform: &P, class: LockClass, nesting: Nesting) {
+pub(crate) fn note_release<P: Platform>(platform: &P, class: LockClass, nesting: Nesting) {
     let Some(held) = held_mask(platform) else { return };
     if nesting == Nesting::Outermost {
         held.fetch_and(!(1u32 << class as u32), Ordering::Relaxed);
@@ -108,7 +108,7 @@ fn held_mask<P: Platform>(platform: &P) -> Option<&AtomicU32> {
 }
 
 #[cfg(not(debug_assertions))]
-pub(super) fn note_acquire<P: Platform>(_: &P, _: LockClass, _: Nesting) {}
+pub(crate) fn note_acquire<P: Platform>(_: &P, _: LockClass, _: Nesting) {}
 
 #[cfg(not(debug_assertions))]
-pub(super) fn note_release<P: Platform>(_: &P, _: LockClass, _: Nesting) {}
+pub(crate) fn note_release<P: Platform>(_: &P, _: LockClass, _: Nesting) {}

@@ -1,0 +1,42 @@
+//! Faults that the models switch on to prove that they would be noticed.
+
+use std::cell::Cell;
+
+/// A fault in the code of folios and the page cache's lookup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// A speculative reader does not look at the word again.
+    NoWordRecheck,
+    /// The count of a new folio is written with its other fields, by a plain store.
+    PlainRefcount,
+    /// A page-cache lookup does not look at the slot again.
+    NoSlotRecheck,
+}
+
+// A model's threads all run on the thread that explores it.
+std::thread_local! {
+    static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
+}
+
+/// Keeps a mutant switched on.
+#[derive(Debug)]
+#[must_use = "the mutant is switched off when this is dropped"]
+pub struct ActiveMutant(());
+
+impl Mutant {
+    /// Switches the fault on.
+    pub fn active(self) -> ActiveMutant {
+        ACTIVE.set(Some(self));
+        ActiveMutant(())
+    }
+
+    pub(crate) fn is_active(self) -> bool {
+        ACTIVE.get() == Some(self)
+    }
+}
+
+impl Drop for ActiveMutant {
+    fn drop(&mut self) {
+        ACTIVE.set(None);
+    }
+}
