@@ -73,6 +73,7 @@ fn a_failed_allocation_keeps_nothing() {
         }
     }
     base.caches.folio.shrink(&base.memory);
+    base.caches.folio.reap(&base.memory, &base.rcu);
     assert_eq!(base.memory.free_pages(), free);
 }
 
