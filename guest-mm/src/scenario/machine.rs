@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use crate::errno::Errno;
 use crate::mm::Mm;
 use crate::platform::Platform;
 use crate::space::AddressSpace;
@@ -14,14 +15,25 @@ pub trait Machine: Platform + Sized {
     /// CPUs that are up, at least one.
     fn cpus(&self) -> usize;
 
-    /// Runs `work` on each of the first `cpus` CPUs at once, as a thread of its
-    /// own there, with the CPU's number; returns when all have ended. More than
-    /// [`Self::cpus`] count as that many. Each of them has left its address
-    /// space when it ends.
+    /// Runs `work` with 0 to `threads` - 1 at once, each as a thread of its own;
+    /// returns when all have ended, and calls `serve` now and then meanwhile.
+    /// Thread *n* runs on CPU *n*, modulo the CPUs that are up; `seed` decides
+    /// where threads that share a CPU take turns, and where a CPU stands still
+    /// for a while. Each thread leaves its address space when it ends.
     ///
     /// Called by the first thread of a scenario, which holds no lock, is in no
     /// read section and has left its address space.
-    fn run_on(&self, cpus: usize, work: &(dyn Fn(usize) + Sync));
+    ///
+    /// # Errors
+    /// ENOMEM: there is no memory for so many threads. EINVAL: more than
+    /// [`MAX_CPUS`](crate::platform::MAX_CPUS). Nothing has run then.
+    fn run_on(
+        &self,
+        threads: usize,
+        seed: u64,
+        work: &(dyn Fn(usize) + Sync),
+        serve: &mut dyn FnMut(),
+    ) -> Result<(), Errno>;
 
     /// Lets other threads of this CPU run, if there are any.
     fn yield_now(&self);

@@ -23,6 +23,7 @@ pub use machine::{Access, Machine, Signal};
 pub use rng::Rng;
 
 use crate::mm::Mm;
+use crate::sync::{LockClass, SpinLock};
 
 /// How a scenario ends.
 pub type Outcome = Result<(), Failure>;
@@ -120,6 +121,33 @@ impl<'a, 'm, M: Machine> Ctx<'a, 'm, M> {
     /// To be called now and then by whoever takes long.
     pub fn serve(&mut self) {
         self.caller.serve();
+    }
+
+    /// Runs `work` with 0 to `threads` - 1 at once ([`Machine::run_on`]), and serves meanwhile.
+    ///
+    /// # Errors
+    /// As there; else the failure of the first thread that failed, by number.
+    pub fn run_on(
+        &mut self,
+        threads: usize,
+        work: &(dyn Fn(usize) -> Outcome + Sync),
+    ) -> Outcome {
+        let machine = self.machine();
+        machine.leave();
+        let first = SpinLock::new(LockClass::Queue, None::<(usize, Failure)>);
+        let part = |thread| {
+            if let Err(failure) = work(thread) {
+                let mut first = first.lock(machine);
+                if first.is_none_or(|(before, _)| thread < before) {
+                    *first = Some((thread, failure));
+                }
+            }
+            machine.leave();
+        };
+        let caller = &mut *self.caller;
+        machine.run_on(threads, self.args.seed, &part, &mut || caller.serve())?;
+        let failed = *first.lock(machine);
+        failed.map_or(Ok(()), |(_, failure)| Err(failure))
     }
 
     /// Runs each of `cases` and says how it ended. All run, whatever becomes of the others.
