@@ -127,6 +127,7 @@ pub const NAMES: &[&str] = &[
     "wild-read",
     "nmi",
     "triple-fault",
+    "xarray",
 ];
 
 impl Call {

@@ -106,6 +106,59 @@ pub fn check_err<T, E: PartialEq>(
     if result.is_err_and(|error| error == expected) { Ok(()) } else { Err(Failure::new(what)) }
 }
 
+/// Makes a failure of what should not have failed.
+pub trait OrFail<T> {
+    /// The value.
+    ///
+    /// # Errors
+    /// There is none: the failure, at the caller's line.
+    fn or_fail(self) -> Result<T, Failure>;
+}
+
+impl<T> OrFail<T> for Option<T> {
+    #[track_caller]
+    fn or_fail(self) -> Result<T, Failure> {
+        match self {
+            Some(value) => Ok(value),
+            None => Err(Failure::new("nothing where there should be something")),
+        }
+    }
+}
+
+impl<T, E> OrFail<T> for Result<T, E> {
+    #[track_caller]
+    fn or_fail(self) -> Result<T, Failure> {
+        match self {
+            Ok(value) => Ok(value),
+            Err(_) => Err(Failure::new("an operation failed")),
+        }
+    }
+}
+
+/// Returns a failure that shows the condition, unless it holds.
+macro_rules! ensure {
+    ($condition:expr) => {
+        if !$condition {
+            return Err($crate::scenario::Failure::new(stringify!($condition)));
+        }
+    };
+}
+
+/// Returns a failure that shows both expressions, unless they are equal.
+macro_rules! ensure_eq {
+    ($left:expr, $right:expr) => {
+        if $left != $right {
+            return Err($crate::scenario::Failure::new(concat!(
+                stringify!($left),
+                " is not ",
+                stringify!($right)
+            )));
+        }
+    };
+}
+
+pub(crate) use {ensure, ensure_eq};
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,11 +14,12 @@ mod census;
 mod failure;
 mod machine;
 mod rng;
+pub mod xarray;
 
 use core::fmt;
 
 pub use args::{Args, MAX_ROUNDS, Mutant};
-pub use failure::{Failure, check, check_eq, check_err};
+pub use failure::{Failure, OrFail, check, check_eq, check_err};
 pub use machine::{Access, Machine, Signal};
 pub use rng::Rng;
 
@@ -33,6 +34,8 @@ pub type Outcome = Result<(), Failure>;
 pub enum Name {
     /// Counts everything.
     Census,
+    /// Linux's XArray test.
+    XArray,
 }
 
 /// What can be said of a scenario without running it.
@@ -55,7 +58,7 @@ impl fmt::Display for Spec {
 
 impl Name {
     /// All of them, in the order in which they are best run.
-    pub const ALL: &[Self] = &[Self::Census];
+    pub const ALL: &[Self] = &[Self::Census, Self::XArray];
 
     /// The scenario called `name`.
     pub fn parse(name: &str) -> Option<Self> {
@@ -66,6 +69,7 @@ impl Name {
     pub const fn spec(self) -> Spec {
         let (name, summary) = match self {
             Self::Census => ("census", "counts everything and compares all books"),
+            Self::XArray => ("xarray", "the groups of Linux's XArray test"),
         };
         Spec { name, summary, mutants: &[] }
     }
@@ -127,11 +131,7 @@ impl<'a, 'm, M: Machine> Ctx<'a, 'm, M> {
     ///
     /// # Errors
     /// As there; else the failure of the first thread that failed, by number.
-    pub fn run_on(
-        &mut self,
-        threads: usize,
-        work: &(dyn Fn(usize) -> Outcome + Sync),
-    ) -> Outcome {
+    pub fn run_on(&mut self, threads: usize, work: &(dyn Fn(usize) -> Outcome + Sync)) -> Outcome {
         let machine = self.machine();
         machine.leave();
         let first = SpinLock::new(LockClass::Queue, None::<(usize, Failure)>);
@@ -161,16 +161,22 @@ impl<'a, 'm, M: Machine> Ctx<'a, 'm, M> {
             self.rng = Rng::new(self.args.seed);
             let ended = (case.run)(self);
             self.machine().leave();
-            match ended {
-                Ok(()) => self.print(format_args!("ok {}", case.name)),
-                Err(failure) => {
-                    self.print(format_args!("not ok {}: {failure}", case.name));
-                    outcome = outcome.and(Err(failure));
-                }
-            }
-            self.serve();
+            outcome = outcome.and(self.report(case.name, ended));
         }
         outcome
+    }
+
+    /// Says how a case ended; returns that.
+    ///
+    /// # Errors
+    /// The case's failure.
+    pub fn report(&mut self, case: &str, ended: Outcome) -> Outcome {
+        match ended {
+            Ok(()) => self.print(format_args!("ok {case}")),
+            Err(failure) => self.print(format_args!("not ok {case}: {failure}")),
+        }
+        self.serve();
+        ended
     }
 }
 
@@ -203,6 +209,7 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let before = census::settled_free_pages(ctx.mm);
     let outcome = match name {
         Name::Census => Ok(()),
+        Name::XArray => xarray::run(ctx),
     };
     ctx.machine().leave();
     if let Err(failure) = outcome {

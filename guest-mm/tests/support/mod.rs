@@ -5,6 +5,7 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 
+use guest_mm::scenario::xarray::CountedNodes;
 use guest_mm::xarray::{Node, NodeAlloc};
 
 mod no_ram;
@@ -79,6 +80,20 @@ unsafe impl NodeAlloc for &HeapNodes {
         unsafe { node.cast::<u8>().write_bytes(0xa5, size_of::<Node>()) };
         // SAFETY: from `alloc_node`, with the same layout.
         unsafe { dealloc(node.cast().as_ptr(), Layout::new::<Node>()) };
+    }
+}
+
+impl CountedNodes for &HeapNodes {
+    fn live(self) -> usize {
+        HeapNodes::live(self)
+    }
+
+    fn fail_after(self, n: usize) {
+        HeapNodes::fail_after(self, n);
+    }
+
+    fn succeed(self) {
+        HeapNodes::succeed(self);
     }
 }
 
