@@ -94,7 +94,7 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
     }
 
     /// Puts a claimed block into a buffer; `false` if the ring refused one, which is undone.
-    fn tell_host(&mut self, claimed: Claimed, now: u64) -> bool {
+    pub(super) fn tell_host(&mut self, claimed: Claimed, now: u64) -> bool {
         let block = claimed.block;
         self.counters.splits += u64::from(claimed.was_split);
         self.look_behind(block);
@@ -128,7 +128,7 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
     }
 
     /// Puts the blocks of a group that never reached the ring back into the balloon.
-    fn unclaim_group(&mut self, group: Group) {
+    pub(super) fn unclaim_group(&mut self, group: Group) {
         let mut index = 0;
         while let Some(block) = self.block_of(group, &mut index, Direction::Deflate) {
             self.counters.deflated_pages -= block.pages().get();

@@ -32,7 +32,7 @@ const INFLATE_QUEUE: u16 = 0;
 const DEFLATE_QUEUE: u16 = 1;
 
 /// Features that the driver understands. MUST_TELL_HOST is what it does anyway.
-const SUPPORTED: u64 = feature::MUST_TELL_HOST;
+const SUPPORTED: u64 = feature::MUST_TELL_HOST | feature::DEFLATE_ON_OOM;
 
 /// Blocks handled in one stage of a poll: bounds its time to about a millisecond.
 pub(super) const BLOCKS_PER_POLL: u32 = 4096;
@@ -88,6 +88,8 @@ pub struct BalloonDriver<'m, P, B, S> {
     pub(super) deflate: PfnQueue,
     rings: DmaPages<4>,
     pub(super) phase: Phase,
+    /// Features that device and driver agreed on.
+    pub(super) features: u64,
     /// Configuration is to be read: set by interrupts and at start.
     pub(super) config_changed: bool,
     requested: PageCount,
@@ -148,6 +150,7 @@ impl<'m, P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'m, P, B, S> {
             deflate,
             rings,
             phase: Phase::Running { restarts_left: super::reset::RESTARTS },
+            features: 0,
             config_changed: true,
             requested: PageCount::ZERO,
             target: PageCount::ZERO,
@@ -172,7 +175,7 @@ impl<'m, P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'m, P, B, S> {
 
     /// Negotiates and starts the device after a completed reset.
     pub(super) fn bring_up(&mut self) -> Result<(), SetupError> {
-        self.device.negotiate(SUPPORTED)?;
+        self.features = self.device.negotiate(SUPPORTED)?;
         let inflate = self.enable(INFLATE_QUEUE, 0)?;
         let deflate = self.enable(DEFLATE_QUEUE, 2)?;
         if !self.inflate.attach(inflate) {
@@ -333,7 +336,7 @@ impl<'m, P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'m, P, B, S> {
         self.committed().saturating_sub(self.inflate.in_flight())
     }
 
-    fn tell_actual(&mut self) {
+    pub(super) fn tell_actual(&mut self) {
         let actual = self.actual();
         if actual == self.told_actual {
             return;

@@ -15,8 +15,11 @@
 //! to run again; nothing here blocks, sleeps or spins. Design, failure cases
 //! and the reasons for each: `docs/balloon-driver.md`.
 //!
-//! Deliberately absent for now: statistics, hinting, reporting, deflation by
-//! the guest itself when out of memory, and migration of ballooned pages.
+//! Out of memory, a guest that may takes pages back by itself:
+//! [`BalloonDriver::deflate_on_oom`].
+//!
+//! Deliberately absent for now: statistics, hinting, reporting, and migration
+//! of ballooned pages.
 
 mod buffers;
 mod deflate;
@@ -24,6 +27,7 @@ mod driver;
 mod frames;
 mod inflate;
 mod mutant;
+mod oom;
 mod options;
 mod reset;
 mod timers;
@@ -33,4 +37,5 @@ pub(crate) mod tests;
 
 pub use driver::{BalloonDriver, BalloonError};
 pub use mutant::Mutant;
+pub use oom::OOM_PAGES;
 pub use options::{BalloonCounters, BalloonPhase, BalloonStatus, Options, Wake};

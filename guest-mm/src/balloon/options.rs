@@ -70,7 +70,8 @@ pub struct BalloonStatus {
     pub failure: Option<super::BalloonError>,
     /// `num_pages` as the device last showed it.
     pub requested: PageCount,
-    /// What the driver aims at: `requested`, at most the managed memory.
+    /// What the driver aims at: `requested`, at most the managed memory, and what out-of-memory deflation has left
+    /// since the device showed its configuration.
     pub target: PageCount,
     /// Pages whose inflation the host has confirmed and whose deflation has not begun.
     pub actual: PageCount,
@@ -126,6 +127,12 @@ pub struct BalloonCounters {
     pub splits: u64,
     /// Splits that found no memory.
     pub split_failures: u64,
+    /// Times that a guest out of memory asked for pages.
+    pub oom_notifications: u64,
+    /// Pages that it got.
+    pub oom_pages: u64,
+    /// Times that it gave up waiting for the device.
+    pub oom_timeouts: u64,
     /// Resets of the device by the driver, its start not counted.
     pub resets: u64,
     /// Times the device broke a rule or asked for a reset.

@@ -105,6 +105,7 @@ impl<P: Platform> Memory<P> {
     /// # Errors
     /// [`AllocError::OutOfMemory`].
     pub fn alloc_frozen(&self, order: Order, gfp: Gfp) -> Result<FrozenFrames, AllocError> {
+        self.assert_may_allocate();
         let block = if self.platform.inject_fault(FaultSite::BuddyAlloc) {
             None
         } else {

@@ -94,6 +94,7 @@ impl<P: Platform> Memory<P> {
             managed,
             watermarks,
             next_cache_id: AtomicU32::new(1),
+            no_alloc: Default::default(),
         })
     }
 }

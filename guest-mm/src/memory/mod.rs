@@ -10,6 +10,7 @@ mod alloc;
 mod frames;
 mod init;
 mod isolate;
+mod no_alloc;
 mod offline;
 mod pcp;
 
@@ -21,6 +22,7 @@ pub use alloc::{AllocError, FreeError};
 pub use frames::FrozenFrames;
 pub use init::InitError;
 pub use isolate::{IsolateError, IsolatedBlock};
+pub use no_alloc::NoAlloc;
 pub use offline::{ClaimError, OfflineBlock};
 pub use pcp::PCP_ORDERS;
 
@@ -42,6 +44,8 @@ pub struct Memory<P> {
     managed: PageCount,
     watermarks: Watermarks,
     next_cache_id: AtomicU32,
+    /// Depth of the sections of each CPU in which nothing may be allocated.
+    no_alloc: [AtomicU32; MAX_CPUS],
 }
 
 /// What the allocator has done since start.

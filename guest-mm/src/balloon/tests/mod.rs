@@ -3,6 +3,7 @@
 mod faults;
 pub(crate) mod map_store;
 mod moves;
+mod oom;
 mod resets;
 
 use std::collections::BTreeSet;
@@ -213,7 +214,8 @@ impl Rig<'_> {
 fn only_features_without_queues_are_acknowledged() {
     with_rig(4096, Options::default(), |rig| {
         let accepted = rig.fake.accepted();
-        assert_eq!(accepted, abi::virtio::VIRTIO_F_VERSION_1 | feature::MUST_TELL_HOST);
+        let without_queue = feature::MUST_TELL_HOST | feature::DEFLATE_ON_OOM;
+        assert_eq!(accepted, abi::virtio::VIRTIO_F_VERSION_1 | without_queue);
         assert_ne!(rig.fake.status() & status::DRIVER_OK, 0);
     });
 }
