@@ -75,6 +75,19 @@ fn hostile_devices_broken_rings_and_rebinds_cost_resets_and_no_page() {
 }
 
 #[test]
+fn a_guest_out_of_memory_takes_pages_back_and_loses_none() {
+    let scenario = Scenario { out_of_memory: true, ..Scenario::default() };
+    let deferred = Scenario { deferred: true, ..scenario };
+    let hostile = Scenario { is_hostile: true, faults_one_in: 50, ..scenario };
+    for scenario in [scenario, deferred, hostile] {
+        let outcomes = both_stores(scenario);
+        let sum = |figure: fn(&SimOutcome) -> u64| outcomes.iter().map(figure).sum::<u64>();
+        assert!(sum(|o| o.driver.oom_pages) > 1000, "{} pages", sum(|o| o.driver.oom_pages));
+        assert!(sum(|o| o.driver.oom_timeouts) > 0);
+    }
+}
+
+#[test]
 fn a_run_replays_from_its_seed() {
     let scenario = Scenario { is_hostile: true, faults_one_in: 20, ..Scenario::default() };
     let [first, second] = [run(scenario, 7), run(scenario, 7)].map(|outcome| {

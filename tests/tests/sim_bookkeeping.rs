@@ -89,7 +89,7 @@ fn bookkeeping_of_each_store() {
             let memory = Memory::new(SimPlatform(machine.clone()), &ranges, &[]).expect("memory");
             let end = ranges.last().expect("RAM").end();
             let all = PfnRange::new(Pfn::ZERO, end).expect("ascending");
-            let host = Rc::new(RefCell::new(Host::new(&machine, false)));
+            let host = Rc::new(RefCell::new(Host::new(&machine, false, false)));
             let rcu = Rcu::new();
             let cache = SlabNodes::cache(&memory).expect("a node fits a slab");
             let store = XArrayStore::new(&rcu, SlabNodes::new(&memory, &cache, Gfp::KERNEL), all);

@@ -40,11 +40,11 @@ pub struct Host {
 impl Host {
     /// A balloon over the machine's RAM, target 0; `deferred`: releases are
     /// steps of their own.
-    pub fn new(machine: &Arc<SimMachine>, deferred: bool) -> Self {
+    pub fn new(machine: &Arc<SimMachine>, deferred: bool, deflate_on_oom: bool) -> Self {
         let ram = machine.ram();
         let pages = ram.ram_ranges().iter().fold(PageCount::ZERO, |n, r| n.saturating_add(r.len()));
         let release = if deferred { ReleaseMode::Deferred } else { ReleaseMode::Inline };
-        let options = BalloonOptions { release, ..BalloonOptions::default() };
+        let options = BalloonOptions { release, deflate_on_oom, ..BalloonOptions::default() };
         let balloon = Balloon::new(pages, options, machine.clone());
         let irq = Arc::new(CountingIrq::default());
         Self {
@@ -70,10 +70,9 @@ impl Host {
     /// # Panics
     /// Above the machine's RAM.
     pub fn set_target(&mut self, pages: u64) {
-        let changed = self.transport.device_mut().set_target(PageCount::new(pages));
-        if changed.expect("a target within RAM") {
-            self.transport.config_changed();
-        }
+        let set = self.transport.device_mut().set_target(PageCount::new(pages));
+        set.expect("a target within RAM");
+        self.transport.config_changed();
     }
 
     /// Queues whose doorbell has rung.

@@ -55,6 +55,8 @@ pub struct Scenario {
     pub pauses: bool,
     /// Releases run beside the device, as on a worker thread.
     pub deferred: bool,
+    /// DEFLATE_ON_OOM is negotiated, and the guest runs out of memory now and then.
+    pub out_of_memory: bool,
     /// A defect of the driver, which the run must notice.
     pub mutant: Option<Mutant>,
     /// What is looked at while the run is under load.
@@ -82,6 +84,7 @@ impl Default for Scenario {
             isolates: true,
             pauses: true,
             deferred: false,
+            out_of_memory: false,
             mutant: None,
             checks: Checks::All,
         }
@@ -200,7 +203,8 @@ impl<'m, S: PfnStore> Run<'m, S> {
         store: &'m S,
         cache: Option<&'m guest_mm::slab::KmemCache>,
     ) -> Self {
-        let host = Rc::new(RefCell::new(Host::new(machine, scenario.deferred)));
+        let host =
+            Rc::new(RefCell::new(Host::new(machine, scenario.deferred, scenario.out_of_memory)));
         let options = Options { max_order: scenario.max_order, ..Options::default() };
         let driver = BalloonDriver::start(memory, store, SimBus(host.clone()), options);
         let mut driver = driver.unwrap_or_else(|error| panic!("{error}"));
@@ -277,6 +281,7 @@ impl<'m, S: PfnStore> Run<'m, S> {
             93..95 if self.scenario.pauses => self.pause(),
             95..97 if self.scenario.is_hostile => self.sabotage(),
             97 if self.guest_paused == 0 => self.workload.verify()?,
+            98 if self.guest_paused == 0 && self.scenario.out_of_memory => self.run_out_of_memory(),
             _ => self.guest_moves(),
         }
         Ok(())
@@ -303,6 +308,30 @@ impl<'m, S: PfnStore> Run<'m, S> {
             Some(&queue) => host.serve(queue),
             None => host.serve_pending(),
         }
+    }
+
+    /// The driver is notified; the device answers at a look of its choice, or not at all.
+    fn run_out_of_memory(&mut self) {
+        let (host, machine) = (Rc::clone(&self.host), self.machine);
+        let mut silent =
+            if self.device_paused > 0 { u32::MAX } else { self.rng.random_range(0..5) };
+        let mut looks = 0;
+        let driver = self.driver.as_mut().expect("the driver lives until the end of the run");
+        driver.deflate_on_oom(&mut || {
+            looks += 1;
+            machine.advance(100_000);
+            match silent.checked_sub(1) {
+                Some(left) => silent = left,
+                None => {
+                    let mut host = host.borrow_mut();
+                    match host.kicked().first() {
+                        Some(&queue) => host.serve(queue),
+                        None => host.serve_pending(),
+                    }
+                }
+            }
+            looks < 50
+        });
     }
 
     fn retarget(&mut self) {
