@@ -74,6 +74,11 @@ pub unsafe trait Platform: Sync + 'static {
     /// A CPU that has another root loaded when the request comes has nothing to forget.
     fn flush_tlb(&self, _root: Pfn, _cpus: CpuSet, _what: TlbFlush) {}
 
+    /// Ends the time slice of what runs on each of `cpus`, so that threads which
+    /// wait there, perhaps inside a read section, get their turn sooner. Returns
+    /// at once. A machine without threads has nothing to do.
+    fn kick(&self, _cpus: CpuSet) {}
+
     /// Where the lock-order checker of debug builds notes the locks that each
     /// CPU holds; `None` switches the checker off.
     fn held_locks(&self) -> Option<&HeldLocks> {
@@ -135,6 +140,14 @@ impl CpuSet {
     /// Whether `cpu` is in the set.
     pub const fn contains(self, cpu: usize) -> bool {
         cpu < MAX_CPUS && self.0 >> cpu & 1 == 1
+    }
+
+    /// The set with `cpu`.
+    ///
+    /// # Panics
+    /// If there is no such CPU.
+    pub const fn with(self, cpu: usize) -> Self {
+        Self(self.0 | Self::of(cpu).0)
     }
 
     /// The set without `cpu`.

@@ -4,29 +4,31 @@ use core::fmt;
 use core::ptr::{self, NonNull};
 
 use super::{Rcu, Stamp};
-use crate::sync::shim::{AtomicPtr, AtomicU64, Ordering};
+use crate::sync::shim::{AtomicPtr, Ordering};
 
-/// The part of an object that links it into a [`DeferQueue`].
+/// The part of an object that links it into a [`DeferQueue`] or a queue of
+/// [`Callbacks`](super::Callbacks).
 ///
 /// Atomic because readers may still hold shared references to the object; only
 /// the queue's owner touches it.
 #[derive(Debug)]
 pub struct RcuHead {
     next: AtomicPtr<()>,
-    stamp: AtomicU64,
+    /// A stamp as an address, or a callback; null while in no queue.
+    what: AtomicPtr<()>,
 }
 
 impl RcuHead {
     /// A head that is in no queue.
     #[cfg(not(loom))]
     pub const fn new() -> Self {
-        Self { next: AtomicPtr::new(ptr::null_mut()), stamp: AtomicU64::new(0) }
+        Self { next: AtomicPtr::new(ptr::null_mut()), what: AtomicPtr::new(ptr::null_mut()) }
     }
 
     /// A head that is in no queue.
     #[cfg(loom)]
     pub fn new() -> Self {
-        Self { next: AtomicPtr::new(ptr::null_mut()), stamp: AtomicU64::new(0) }
+        Self { next: AtomicPtr::new(ptr::null_mut()), what: AtomicPtr::new(ptr::null_mut()) }
     }
 }
 
@@ -34,7 +36,29 @@ impl RcuHead {
     /// Whether the object waits in a queue.
     pub(crate) fn is_queued(&self) -> bool {
         // No stamp is 0: it lies ahead of the epoch that it was taken in.
-        self.stamp.load(Ordering::Relaxed) != 0
+        !self.what.load(Ordering::Relaxed).is_null()
+    }
+
+    /// Puts the object at the end of a queue, for the reason `what`.
+    pub(super) fn enqueue(&self, what: *mut ()) {
+        self.next.store(ptr::null_mut(), Ordering::Relaxed);
+        self.what.store(what, Ordering::Relaxed);
+    }
+
+    /// Takes the object out of its queue; returns the next one and the reason.
+    pub(super) fn dequeue(&self) -> (*mut (), *mut ()) {
+        let what = self.what.load(Ordering::Relaxed);
+        self.what.store(ptr::null_mut(), Ordering::Relaxed);
+        (self.next.load(Ordering::Relaxed), what)
+    }
+
+    /// Makes `next` follow this one.
+    pub(super) fn set_next(&self, next: *mut ()) {
+        self.next.store(next, Ordering::Relaxed);
+    }
+
+    fn stamp(&self) -> Stamp {
+        Stamp::from_address(self.what.load(Ordering::Relaxed).addr())
     }
 }
 
@@ -100,14 +124,13 @@ impl<T: Deferrable> DeferQueue<T> {
     pub unsafe fn defer(&mut self, object: NonNull<T>, stamp: Stamp) {
         // SAFETY: valid by the caller's promise; shared access only.
         let head = unsafe { object.as_ref() }.rcu_head();
-        head.next.store(ptr::null_mut(), Ordering::Relaxed);
-        head.stamp.store(stamp.to_bits(), Ordering::Relaxed);
+        head.enqueue(ptr::without_provenance_mut(stamp.to_address()));
         match self.last {
             None => self.first = Some(object),
             Some(last) => {
                 // SAFETY: in the queue, hence valid by the promise at its `defer`.
                 let last = unsafe { last.as_ref() }.rcu_head();
-                last.next.store(object.as_ptr().cast(), Ordering::Relaxed);
+                last.set_next(object.as_ptr().cast());
             }
         }
         self.last = Some(object);
@@ -118,8 +141,7 @@ impl<T: Deferrable> DeferQueue<T> {
     pub fn pop_over(&mut self, rcu: &Rcu) -> Option<NonNull<T>> {
         // SAFETY: in the queue, hence valid by the promise at its `defer`.
         let head = unsafe { self.first?.as_ref() }.rcu_head();
-        let stamp = Stamp::from_bits(head.stamp.load(Ordering::Relaxed));
-        if rcu.is_over(stamp) { self.pop_now() } else { None }
+        if rcu.is_over(head.stamp()) { self.pop_now() } else { None }
     }
 
     /// The oldest object, whether or not its grace period is over: for an owner
@@ -128,11 +150,11 @@ impl<T: Deferrable> DeferQueue<T> {
         let object = self.first?;
         // SAFETY: in the queue, hence valid by the promise at its `defer`.
         let head = unsafe { object.as_ref() }.rcu_head();
-        self.first = NonNull::new(head.next.load(Ordering::Relaxed).cast());
+        let (next, _) = head.dequeue();
+        self.first = NonNull::new(next.cast());
         if self.first.is_none() {
             self.last = None;
         }
-        head.stamp.store(0, Ordering::Relaxed);
         self.len -= 1;
         Some(object)
     }

@@ -9,17 +9,27 @@
 //! Read sections nest, may be entered in trap handlers and may end on another
 //! CPU than they began on. No lock is taken anywhere in this module.
 //!
-//! Absent so far: expedited grace periods by IPI, callbacks run by a thread of
-//! their own, and stall reports. Grace periods move forward when a writer asks.
+//! [`Callbacks`] runs functions then instead (Linux's `call_rcu`). Grace periods
+//! move forward when a writer asks; [`GraceStats`] says how long they took and
+//! how much memory waited. docs/slab-rcu.md tells the whole.
 
+mod batch;
+mod callback;
 mod defer;
+mod stats;
+mod wait;
 
+pub use callback::{Callback, Callbacks, MAX_BATCH};
 pub use defer::{DeferQueue, Deferrable, RcuHead};
+pub use stats::{Durations, GraceStats};
+
+pub(crate) use batch::{Batches, List};
 
 use core::marker::PhantomData;
 
-use crate::platform::MAX_CPUS;
-use crate::sync::shim::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::platform::{CpuSet, MAX_CPUS};
+use crate::sync::shim::{AtomicU32, AtomicU64, Ordering, fence, fence_after_rmw};
+use stats::Counters;
 
 /// Reader counters; under the model checker fewer, to keep the search small.
 const COUNTERS: usize = if cfg!(loom) { 2 } else { MAX_CPUS };
@@ -44,6 +54,7 @@ struct CpuReaders([AtomicU32; 2]);
 pub struct Rcu {
     epoch: AtomicU64,
     readers: [CpuReaders; COUNTERS],
+    counters: Counters,
     /// Ends every grace period at once: the mutant that the models must kill.
     #[cfg(loom)]
     broken: bool,
@@ -57,12 +68,14 @@ pub struct Rcu {
 pub struct Stamp(u64);
 
 impl Stamp {
-    fn to_bits(self) -> u64 {
-        self.0
+    /// The stamp as an address: an epoch takes centuries to reach 2^64.
+    #[expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits")]
+    const fn to_address(self) -> usize {
+        self.0 as usize
     }
 
-    fn from_bits(bits: u64) -> Self {
-        Self(bits)
+    const fn from_address(address: usize) -> Self {
+        Self(address as u64)
     }
 }
 
@@ -73,6 +86,7 @@ impl Rcu {
         Self {
             epoch: AtomicU64::new(0),
             readers: [const { CpuReaders([AtomicU32::new(0), AtomicU32::new(0)]) }; COUNTERS],
+            counters: Counters::new(),
         }
     }
 
@@ -82,6 +96,7 @@ impl Rcu {
         Self {
             epoch: AtomicU64::new(0),
             readers: core::array::from_fn(|_| CpuReaders([AtomicU32::new(0), AtomicU32::new(0)])),
+            counters: Counters::new(),
             broken: false,
         }
     }
@@ -106,7 +121,7 @@ impl Rcu {
         // Orders the count before the section's loads. Pairs with the fence in
         // `stamp`: a section that still sees the unlinked object is seen counted
         // by the scans that follow.
-        fence(Ordering::SeqCst);
+        fence_after_rmw();
         ReadGuard { rcu: self, counter, not_send: PhantomData }
     }
 
@@ -141,15 +156,12 @@ impl Rcu {
         }
     }
 
-    /// Waits until every read section open at the call has ended; `relax` is
-    /// called in each iteration of the wait.
-    ///
-    /// A caller inside a read section of this domain waits for ever.
-    pub fn synchronize(&self, mut relax: impl FnMut()) {
-        let stamp = self.stamp();
-        while !self.is_over(stamp) {
-            relax();
-        }
+    /// The CPUs whose sections hold up a grace period now: those that opened one
+    /// there, wherever they run since.
+    fn holdouts(&self) -> CpuSet {
+        let next_bank = usize::from(self.epoch.load(Ordering::Relaxed) & 1 == 0);
+        let busy = |cpu: &usize| self.readers[*cpu].0[next_bank].load(Ordering::Relaxed) != 0;
+        (0..COUNTERS).filter(busy).fold(CpuSet::EMPTY, |set, cpu| set.with(cpu))
     }
 
     /// Moves on from `epoch` if the bank that comes next has no readers left;
@@ -253,25 +265,5 @@ mod tests {
         assert!(!rcu.is_over(stamp));
         drop(inner);
         assert!(rcu.is_over(stamp));
-    }
-
-    #[test]
-    fn synchronize_returns_after_the_reader_left() {
-        let rcu = Rcu::new();
-        let ended = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let (opened, is_open) = std::sync::mpsc::channel();
-            let (rcu, ended) = (&rcu, &ended);
-            scope.spawn(move || {
-                let guard = rcu.read(1);
-                opened.send(()).unwrap();
-                std::thread::sleep(std::time::Duration::from_millis(20));
-                ended.store(true, std::sync::atomic::Ordering::Relaxed);
-                drop(guard);
-            });
-            is_open.recv().unwrap();
-            rcu.synchronize(std::thread::yield_now);
-            assert!(ended.load(std::sync::atomic::Ordering::Relaxed));
-        });
     }
 }

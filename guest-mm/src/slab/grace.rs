@@ -47,6 +47,7 @@ impl KmemCache {
         // in no queue now.
         unsafe { deferred.defer(head, rcu.stamp()) };
         drop(deferred);
+        rcu.note_deferred(self.object_bytes() as u64);
         self.free_due(memory, rcu, FREED_AT_ONCE);
         Ok(())
     }
@@ -73,6 +74,7 @@ impl KmemCache {
             // SAFETY: it came in by the promise of `free_rcu`, and no reader is left.
             let freed = unsafe { self.free(memory, object) };
             debug_assert_eq!(freed, Ok(()), "{}: deferred free", self.name());
+            rcu.note_reclaimed(self.object_bytes() as u64);
         }
         most
     }

@@ -1,12 +1,11 @@
 //! A cache's slabs: those with free objects, and those that are leaving.
 
-use abi::Pfn;
+use abi::{PAGE_SIZE, Pfn};
 
 use super::descriptor::Slab;
-use super::limbo::{Limbo, List};
 use crate::memory::Memory;
 use crate::platform::Platform;
-use crate::rcu::Rcu;
+use crate::rcu::{Batches, List, Rcu};
 
 /// Slabs without a used object that a cache keeps.
 const EMPTY_SLABS_KEPT: u64 = 1;
@@ -28,8 +27,8 @@ pub(super) struct Chain {
 }
 
 impl List for Chain {
-    fn len(&self) -> u64 {
-        self.len
+    fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }
 
@@ -60,14 +59,16 @@ pub(super) struct Slabs {
     empty: u64,
     /// Objects that are not in their slabs: in use or with a CPU.
     out: u64,
-    limbo: Limbo<Chain>,
+    limbo: Batches<Chain>,
+    /// Of them, those in the statistics of deferred memory.
+    noted: u64,
 }
 
 impl Slabs {
     pub(super) const fn new(leave: Leave) -> Self {
         let nothing = Chain { first: None, len: 0 };
-        let limbo = Limbo::new(Chain { first: None, len: 0 }, nothing);
-        Self { leave, partial: None, slabs: 0, empty: 0, out: 0, limbo }
+        let limbo = Batches::new(Chain { first: None, len: 0 }, nothing);
+        Self { leave, partial: None, slabs: 0, empty: 0, out: 0, limbo, noted: 0 }
     }
 
     pub(super) const fn slabs(&self) -> u64 {
@@ -79,7 +80,7 @@ impl Slabs {
     }
 
     pub(super) fn in_limbo(&self) -> u64 {
-        self.limbo.len()
+        self.limbo.lists().iter().map(|list| list.len).sum()
     }
 
     /// Takes an object from the first slab that has one; a slab in limbo comes
@@ -89,7 +90,7 @@ impl Slabs {
         memory: &'m Memory<P>,
     ) -> Option<(Slab<'m>, usize)> {
         if self.partial.is_none() {
-            let slab = self.limbo.lists().find_map(|list| list.pop(memory))?;
+            let slab = self.limbo.lists_mut().into_iter().find_map(|list| list.pop(memory))?;
             self.link(memory, slab);
             self.empty += 1;
         }
@@ -148,9 +149,19 @@ impl Slabs {
 
     /// A slab whose grace period is over, out of the books.
     pub(super) fn pop_over<P: Platform>(&mut self, memory: &Memory<P>, rcu: &Rcu) -> Option<Pfn> {
-        let slab = self.limbo.over(rcu)?.pop(memory)?;
+        self.note(rcu);
+        let slab = self.limbo.over(rcu, || memory.platform().now_ns())?.pop(memory)?;
         self.slabs -= 1;
+        self.note(rcu);
         slab.pfn(memory)
+    }
+
+    /// Brings the statistics of deferred memory up to date.
+    fn note(&mut self, rcu: &Rcu) {
+        let (limbo, bytes) = (self.in_limbo(), |slabs: u64| slabs * PAGE_SIZE);
+        rcu.note_deferred(bytes(limbo.saturating_sub(self.noted)));
+        rcu.note_reclaimed(bytes(self.noted.saturating_sub(limbo)));
+        self.noted = limbo;
     }
 
     /// Takes an empty slab off the list.

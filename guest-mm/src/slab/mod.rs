@@ -23,7 +23,6 @@ mod cache;
 mod descriptor;
 mod grace;
 mod guard;
-mod limbo;
 mod lists;
 mod object;
 mod options;

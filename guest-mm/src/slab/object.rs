@@ -196,6 +196,7 @@ impl<T: Deferrable> ObjectCache<T> {
         // queue now.
         unsafe { deferred.defer(object, rcu.stamp()) };
         drop(deferred);
+        rcu.note_deferred(size_of::<T>() as u64);
         if !core::mem::needs_drop::<T>() {
             self.reap(memory, rcu, FREED_AT_ONCE);
         }
@@ -210,6 +211,7 @@ impl<T: Deferrable> ObjectCache<T> {
             let Some(object) = due else { return freed };
             // SAFETY: it came in by the promise of `free_rcu`, and no reader is left.
             unsafe { self.free(memory, object) };
+            rcu.note_reclaimed(size_of::<T>() as u64);
         }
         most
     }

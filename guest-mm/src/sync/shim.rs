@@ -9,6 +9,19 @@ pub use loom::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, fence,
 };
 
+/// Orders a read-modify-write that comes directly before it, and all before
+/// that, before all that follows: Linux's `smp_mb__after_atomic`.
+///
+/// x86 locks the bus line for a read-modify-write of whatever ordering, which
+/// orders everything: there only the compiler is told.
+#[inline]
+pub fn fence_after_rmw() {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    core::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    fence(Ordering::SeqCst);
+}
+
 #[cfg(loom)]
 pub use loom::cell::UnsafeCell;
 

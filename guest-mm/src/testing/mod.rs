@@ -222,6 +222,10 @@ unsafe impl<P: Platform + Send> Platform for Arc<P> {
         P::relax(self);
     }
 
+    fn kick(&self, cpus: crate::platform::CpuSet) {
+        P::kick(self, cpus);
+    }
+
     fn held_locks(&self) -> Option<&HeldLocks> {
         P::held_locks(self)
     }
