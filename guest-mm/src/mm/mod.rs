@@ -4,6 +4,8 @@
 //! [`Mm`] stands on it and has what there is once per machine; calls that need
 //! several parts are its methods, each in the module of its subject.
 
+mod grace;
+
 use core::fmt;
 use core::mem::offset_of;
 
@@ -17,7 +19,7 @@ use crate::memory::{AllocError, Memory};
 use crate::pagecache::FileMapping;
 use crate::pgtable::{PtDesc, TableState};
 use crate::platform::Platform;
-use crate::rcu::Rcu;
+use crate::rcu::{Callbacks, Rcu};
 use crate::rmap::AnonVma;
 use crate::slab::{CacheError, KmemCache, SlabOptions, TypeSafeCache};
 use crate::space::{AddressSpace, Vma};
@@ -30,6 +32,8 @@ pub struct Base<P> {
     pub memory: Memory<P>,
     /// Lockless readers.
     pub rcu: Rcu,
+    /// What runs after a grace period.
+    pub callbacks: Callbacks<Base<P>>,
     /// Slab caches.
     pub caches: Caches,
     /// Page tables that wait for their readers, and counts.
@@ -150,7 +154,8 @@ impl<P: Platform> Base<P> {
         let caches = Caches::new(&memory)?;
         let zero_page = zero_page(&memory)?;
         let tables = TableState::new();
-        Ok(Self { memory, rcu: Rcu::new(), caches, tables, zero_page })
+        let callbacks = Callbacks::new();
+        Ok(Self { memory, rcu: Rcu::new(), callbacks, caches, tables, zero_page })
     }
 }
 

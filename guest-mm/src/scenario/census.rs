@@ -10,10 +10,7 @@ use crate::mm::Mm;
 /// Free pages once nothing waits for a grace period and the caches hold no empty slab.
 pub(super) fn settled_free_pages<M: Machine>(mm: &Mm<'_, M>) -> PageCount {
     let base = mm.base();
-    base.rcu.synchronize(mm.platform());
-    for cache in base.caches.all() {
-        cache.shrink(&base.memory);
-    }
+    base.settle();
     base.memory.free_pages()
 }
 

@@ -402,6 +402,7 @@ impl<'w> Edit<'w> {
         }
         // After the last unlinking, so that one stamp, and one fence, serves all.
         let stamp = self.rcu.stamp();
+        self.rcu.note_deferred((self.dead.len() * size_of::<Node>()) as u64);
         while let Some(node) = self.dead.pop() {
             // SAFETY: the node stays allocated until it comes out of the queue, and
             // it was in the tree until now, so in no queue.

@@ -404,6 +404,7 @@ impl<'d, A: NodeAlloc, T> XArray<'d, A, T> {
         let result = op(&mut edit);
         edit.finish();
         while let Some(node) = limbo.pop_over(self.rcu) {
+            self.rcu.note_reclaimed(size_of::<Node>() as u64);
             // SAFETY: from `alloc`, as all nodes; unlinked, and its readers have left.
             unsafe { free_node(&self.alloc, node) };
         }
@@ -424,6 +425,7 @@ impl<A: NodeAlloc, T> Drop for XArray<'_, A, T> {
         // those of other structures in the domain.
         let mut state = self.state.lock(self.alloc.platform());
         while let Some(node) = state.limbo.pop_now() {
+            self.rcu.note_reclaimed(size_of::<Node>() as u64);
             // SAFETY: from `alloc`; unlinked by `clear` or before, no readers.
             unsafe { free_node(&self.alloc, node) };
         }
