@@ -5,6 +5,7 @@
 //! them unasked; a word of ours with a bad value is kept as a complaint and its
 //! default stays. Device windows are read by `guest_mm::virtio`.
 
+use crate::layout::CPUS;
 use crate::level::Level;
 
 /// Scenarios that can be asked for on the command line.
@@ -33,6 +34,8 @@ pub struct Options<'a> {
     pub balloon_order: u8,
     /// `balloon.store=xarray|bitmap`.
     pub balloon_store: StoreKind,
+    /// `cpus=1..4`: how many CPUs to use at most; how many there are, where no table says it.
+    pub cpus: Option<usize>,
     /// `exec=NAME[,ARG]…`: scenarios to run at boot, in order, without an agent.
     exec: List<'a, MAX_EXEC>,
     /// Words of ours that were not understood.
@@ -46,6 +49,7 @@ impl<'a> Options<'a> {
             log_level: Some(Level::Info),
             balloon_order: MAX_ORDER,
             balloon_store: StoreKind::default(),
+            cpus: None,
             exec: List::default(),
             complaints: List::default(),
         };
@@ -85,6 +89,12 @@ impl<'a> Options<'a> {
                 "xarray" => self.balloon_store = StoreKind::XArray,
                 "bitmap" => self.balloon_store = StoreKind::Bitmap,
                 _ => return false,
+            },
+            "cpus" => match value.parse() {
+                Ok(cpus) if (1..=CPUS).contains(&cpus) && !value.starts_with('+') => {
+                    self.cpus = Some(cpus)
+                }
+                Ok(_) | Err(_) => return false,
             },
             "exec" => return !value.is_empty() && self.exec.push(value),
             _ => {}
@@ -140,11 +150,12 @@ mod tests {
     fn our_words_are_read_and_those_of_others_ignored() {
         let options = Options::parse(
             "console=ttyS0 reboot=k panic=1 quiet loglevel=debug balloon.order=0 \
-             balloon.store=bitmap exec=touch,64M exec=poweroff virtio_mmio.device=4K@0xd0000000:5",
+             balloon.store=bitmap cpus=3 exec=touch,64M exec=poweroff virtio_mmio.device=4K@0xd0000000:5",
         );
         assert_eq!(options.log_level, Some(Level::Debug));
         assert_eq!(options.balloon_order, 0);
         assert_eq!(options.balloon_store, StoreKind::Bitmap);
+        assert_eq!(options.cpus, Some(3));
         assert_eq!(options.exec().collect::<Vec<_>>(), ["touch,64M", "poweroff"]);
         assert_eq!(options.complaints().count(), 0);
     }
@@ -156,6 +167,8 @@ mod tests {
             "balloon.order=11",
             "balloon.order=-1",
             "balloon.store=list",
+            "cpus=0",
+            "cpus=5",
             "exec=",
         ];
         let line = words.join(" ");

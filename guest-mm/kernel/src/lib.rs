@@ -5,6 +5,7 @@ pub mod clock;
 pub mod cmdline;
 pub mod direct_map;
 pub mod entropy;
+pub mod firmware;
 pub mod layout;
 pub mod level;
 pub mod memory_map;

@@ -23,6 +23,8 @@ pub struct StartInfo {
     pub module_list: u64,
     /// GPA of the command line, or 0.
     pub cmdline: u64,
+    /// GPA of ACPI's root pointer, or 0.
+    pub rsdp: u64,
     /// GPA of the memory map.
     pub map: u64,
     /// Entries of the memory map.
@@ -90,6 +92,7 @@ impl StartInfo {
             modules: word(12)?,
             module_list: quad(16)?,
             cmdline: quad(24)?,
+            rsdp: quad(32)?,
             map: quad(40)?,
             map_entries: word(48)?,
         };
@@ -128,6 +131,7 @@ mod tests {
         bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
         bytes[4] = 1;
         bytes[24..32].copy_from_slice(&0x2_0000u64.to_le_bytes());
+        bytes[32..40].copy_from_slice(&0xe_0000u64.to_le_bytes());
         bytes[40..48].copy_from_slice(&0x7000u64.to_le_bytes());
         bytes[48] = 3;
         bytes
@@ -142,6 +146,7 @@ mod tests {
                 modules: 0,
                 module_list: 0,
                 cmdline: 0x2_0000,
+                rsdp: 0xe_0000,
                 map: 0x7000,
                 map_entries: 3
             }
