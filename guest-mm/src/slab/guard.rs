@@ -13,7 +13,7 @@ const POISON: u8 = 0x6b;
 /// # Safety
 /// `object` starts `stride` writable bytes that nobody else uses.
 pub(super) unsafe fn paint_red(object: NonNull<u8>, size: usize, stride: usize) {
-    if RED_ZONE_BYTES > 0 {
+    if cfg!(debug_assertions) {
         // SAFETY: inside the bytes that the caller vouches for.
         let zone = unsafe { object.add(size) };
         // SAFETY: as above.
