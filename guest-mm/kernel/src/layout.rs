@@ -5,6 +5,7 @@
 //! | `0xffff_8880_0000_0000` + GPA | direct map of RAM, built at boot from 2 MiB leaves |
 //! | `0xffff_ffff_8000_0000` | read-only view of the nucleus' entry stacks |
 //! | `0xffff_ffff_8020_0000` | the image: nucleus, text, rodata, data; then stacks between holes |
+//! | `0xffff_ffff_8040_0000` | stacks of the other CPUs and of threads, each below 128 KiB of nothing |
 //! | `0xffff_ffff_c000_0000` | device windows, uncached, 2 MiB each |
 
 use abi::platform::MAX_VCPUS;
@@ -47,6 +48,20 @@ pub const TRAP_STACK: u64 = KERNEL_BASE + 0x39_0000;
 pub const TRAP_STACK_BYTES: u64 = 0x1_0000;
 /// From one CPU's trap stack to the next.
 pub const TRAP_STACK_STRIDE: u64 = 0x2_0000;
+
+/// First stack slot: stacks of the other CPUs, then of threads. A slot's stack is its upper part; below it nothing.
+pub const STACK_SLOTS: u64 = KERNEL_BASE + 2 * LARGE_PAGE;
+/// From one stack slot to the next.
+pub const STACK_SLOT_BYTES: u64 = 0x4_0000;
+/// Most bytes of a stack in a slot.
+pub const MAX_STACK_BYTES: u64 = STACK_SLOT_BYTES / 2;
+/// Stack slots in all: what two page tables map.
+pub const STACK_SLOT_COUNT: usize = 16;
+
+/// The top of the stack in a slot; slot N is that of CPU N, 0 unused since the boot CPU has [`MAIN_STACK`].
+pub const fn stack_top(slot: u64) -> u64 {
+    STACK_SLOTS + (slot + 1) * STACK_SLOT_BYTES
+}
 
 /// First device window.
 pub const DEVICE_WINDOWS: u64 = 0xffff_ffff_c000_0000;
@@ -127,5 +142,7 @@ const _: () = {
         TRAP_STACK + (CPUS as u64 - 1) * TRAP_STACK_STRIDE + TRAP_STACK_BYTES
             <= KERNEL_BASE + IMAGE_REGION_END
     );
+    assert!(STACK_SLOT_COUNT as u64 * STACK_SLOT_BYTES == 2 * LARGE_PAGE);
+    assert!(STACK_SLOTS >= KERNEL_BASE + IMAGE_REGION_END);
     assert!(SHARED_STRIDE * CPUS as u64 <= PAGE);
 };

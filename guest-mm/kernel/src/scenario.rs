@@ -54,6 +54,15 @@ pub enum Call {
         /// How long.
         seconds: u32,
     },
+    /// Counts the CPUs that are up, by work on each.
+    Cpus,
+    /// Stresses what CPUs do to each other.
+    SmpStress {
+        /// How long.
+        seconds: u32,
+        /// Replays its random choices, as far as time lets it.
+        seed: u64,
+    },
     /// Tries what ring 3 may not do with the nucleus' pages.
     Protection,
     /// Computes without serving any device.
@@ -118,6 +127,8 @@ pub const NAMES: &[&str] = &[
     "census",
     "balloon",
     "entropy",
+    "cpus",
+    "smp-stress",
     "trap-stress",
     "protection",
     "spin",
@@ -155,6 +166,18 @@ impl Call {
                 let usage = "entropy [BYTES], 32 to 1M";
                 let bytes = entropy_bytes(args).ok_or(BadCall::Usage(usage))?;
                 Ok(Self::Entropy { bytes })
+            }
+            "cpus" => alone(Self::Cpus, "cpus"),
+            "smp-stress" => {
+                let (time, seed) = match args {
+                    [time] => (time, Some(1)),
+                    [time, seed] => (time, seed.parse().ok()),
+                    _ => (&"", None),
+                };
+                seconds(&[time])
+                    .zip(seed)
+                    .map(|(seconds, seed)| Self::SmpStress { seconds, seed })
+                    .ok_or(BadCall::Usage("smp-stress SECONDS [SEED]"))
             }
             "trap-stress" => {
                 let seconds = seconds(args).ok_or(BadCall::Usage("trap-stress SECONDS"))?;
@@ -243,6 +266,9 @@ mod tests {
             ("spin", &["3601"]),
             ("spin", &["-1"]),
             ("trap-stress", &[]),
+            ("smp-stress", &["1", "x"]),
+            ("smp-stress", &["0", "1"]),
+            ("cpus", &["2"]),
         ] {
             let error = Call::parse(name, args).unwrap_err();
             assert_eq!(error.code(), BAD_ARGUMENTS, "{name} {args:?}");

@@ -1,6 +1,10 @@
 //! The local APIC (xAPIC: one store ends an interrupt, nine instructions in ring 0 would in x2APIC mode).
 
-use guest_kernel::layout::{DEVICE_WINDOWS, SPURIOUS_VECTOR, word};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use guest_kernel::layout::{CPUS, DEVICE_WINDOWS, SPURIOUS_VECTOR, word};
+
+use super::irq;
 
 /// Register offsets.
 mod register {
@@ -30,6 +34,12 @@ mod register {
 const LVT_MASKED: u32 = 1 << 16;
 /// Software enable, in [`register::SPURIOUS`].
 const ENABLE: u32 = 1 << 8;
+
+/// Interrupt command: level assert.
+const ASSERT: u32 = 1 << 14;
+
+/// APIC ids by CPU number.
+static IDS: [AtomicU32; CPUS] = [const { AtomicU32::new(0) }; CPUS];
 
 /// A register's address.
 fn address(offset: u64) -> *mut u32 {
@@ -85,16 +95,51 @@ pub(super) fn init() {
 /// Interrupts this CPU: an IPI to itself.
 pub(super) fn send_to_self(vector: u8) {
     const TO_SELF: u32 = 1 << 18;
-    const ASSERT: u32 = 1 << 14;
     write(register::COMMAND, TO_SELF | ASSERT | u32::from(vector));
+}
+
+/// Notes the APIC id of `cpu`.
+pub(super) fn note_id(cpu: usize, id: u32) {
+    if let Some(slot) = IDS.get(cpu) {
+        slot.store(id, Ordering::Relaxed);
+    }
+}
+
+/// The APIC id of `cpu`, as noted.
+pub(super) fn id_of(cpu: usize) -> u32 {
+    IDS.get(cpu).map_or(0, |id| id.load(Ordering::Relaxed))
+}
+
+/// Sends a command to one CPU. Two stores that no handler's may come between; a virtual APIC has taken the command when
+/// the second is done.
+fn command(id: u32, command: u32) {
+    let was_masked = irq::mask();
+    write(register::COMMAND_HIGH, id << 24);
+    write(register::COMMAND, command);
+    irq::restore(was_masked);
+}
+
+/// Interrupts another CPU.
+pub(super) fn send(cpu: usize, vector: u8) {
+    command(id_of(cpu), ASSERT | u32::from(vector));
+}
+
+/// Puts a CPU into the state in which it waits for [`send_startup`].
+pub(super) fn send_init(cpu: usize) {
+    const INIT: u32 = 5 << 8;
+    command(id_of(cpu), ASSERT | INIT);
+}
+
+/// Starts a CPU that waits for it, in real mode at page number `page`.
+pub(super) fn send_startup(cpu: usize, page: u8) {
+    const STARTUP: u32 = 6 << 8;
+    command(id_of(cpu), ASSERT | STARTUP | u32::from(page));
 }
 
 /// Sends this CPU an NMI: by its id, since the shorthand is for vectors only.
 pub(super) fn send_nmi_to_self() {
     const NMI: u32 = 4 << 8;
-    const ASSERT: u32 = 1 << 14;
-    write(register::COMMAND_HIGH, id() << 24);
-    write(register::COMMAND, ASSERT | NMI);
+    command(id(), ASSERT | NMI);
 }
 
 /// Ends the interrupt in service.

@@ -4,6 +4,7 @@ use core::cell::UnsafeCell;
 
 use abi::{PageCount, Pfn, PfnRange};
 use guest_kernel::cmdline::Options;
+use guest_kernel::firmware::{self, ApicIds, LoaderMemory};
 use guest_kernel::layout::{
     CPUS, IMAGE_GPA, IMAGE_REGION_END, KERNEL_BASE, MAIN_STACK, MAIN_STACK_BYTES, TRAP_STACK,
     TRAP_STACK_BYTES, TRAP_STACK_STRIDE,
@@ -39,6 +40,8 @@ pub(super) struct Boot {
     pub(super) options: Options<'static>,
     /// RAM.
     pub(super) ram: RamMap,
+    /// CPUs, by the firmware's tables or the command line.
+    pub(super) cpus: ApicIds,
     reserved: [PfnRange; MAX_RESERVED],
     reserved_len: usize,
 }
@@ -89,13 +92,10 @@ pub(super) fn boot(start_info_gpa: u64) -> Boot {
     let empty = Pfn::ZERO;
     let empty = PfnRange::new(empty, empty)
         .unwrap_or_else(|| unreachable!("an empty range is none inverted"));
-    let mut boot = Boot {
-        cmdline,
-        options: Options::parse(cmdline),
-        ram,
-        reserved: [empty; MAX_RESERVED],
-        reserved_len: 0,
-    };
+    let options = Options::parse(cmdline);
+    let cpus = firmware::find_cpus(&LinkTimeMap, info.rsdp, options.cpus);
+    let mut boot =
+        Boot { cmdline, options, ram, cpus, reserved: [empty; MAX_RESERVED], reserved_len: 0 };
     super::log::set_level(boot.options.log_level);
     super::log::banner(boot.ram.pages());
     reserve_modules(&mut boot, &info);
@@ -130,6 +130,15 @@ impl Boot {
     /// One past the last frame of RAM.
     pub(super) fn limit(&self) -> Pfn {
         self.ram.ranges().last().map_or(Pfn::ZERO, |range| range.end())
+    }
+}
+
+/// What [`paging::loader_bytes`] reaches.
+struct LinkTimeMap;
+
+impl LoaderMemory for LinkTimeMap {
+    fn bytes(&self, gpa: u64, len: u64) -> Option<&[u8]> {
+        paging::loader_bytes(gpa, len)
     }
 }
 

@@ -1,14 +1,15 @@
 //! Masking by RFLAGS.ID, the pending word, and what an interrupt does.
 //!
-//! Handlers only count and leave a mark: all work is done by the main loop.
+//! Handlers only count and leave a mark, and take no lock: all work is done by the main loop. So they may also run where
+//! a masked CPU waits for another one.
 
 use core::arch::asm;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use guest_kernel::layout::{FIRST_VECTOR, VECTORS};
+use guest_kernel::layout::{CPUS, FIRST_VECTOR, VECTORS};
 
-use super::apic;
+use super::{apic, smp, timer};
 
 /// RFLAGS.ID: set while masked.
 pub(super) const FLAG_ID: u64 = 0x20_0000;
@@ -27,10 +28,18 @@ pub(super) struct SharedWords {
 /// Handler of a vector: runs masked, on the trap stack.
 pub(super) type Handler = fn(u8);
 
-/// Interrupts taken, by vector; written by this CPU only.
-static COUNTS: [AtomicU64; VECTORS as usize] = [const { AtomicU64::new(0) }; VECTORS as usize];
-/// Something may have changed since the main loop last looked.
-static WORK: AtomicBool = AtomicBool::new(true);
+/// What one CPU has taken; on cache lines of its own.
+#[repr(align(64))]
+struct Taken {
+    /// Interrupts by vector; written by this CPU only.
+    counts: [AtomicU64; VECTORS as usize],
+    /// Something may have changed since its first thread last looked.
+    work: AtomicBool,
+}
+
+static TAKEN: [Taken; CPUS] = [const {
+    Taken { counts: [const { AtomicU64::new(0) }; VECTORS as usize], work: AtomicBool::new(true) }
+}; CPUS];
 /// Handlers of [`VECTORS`]; null: count only.
 static HANDLERS: [AtomicPtr<()>; VECTORS as usize] =
     [const { AtomicPtr::new(ptr::null_mut()) }; VECTORS as usize];
@@ -77,6 +86,7 @@ pub(super) fn unmask() {
         }
         mask();
         drain();
+        smp::preempt();
     }
 }
 
@@ -105,14 +115,22 @@ pub(super) fn drain() {
 
 /// Counts, marks and calls the handler.
 fn handle(index: usize) {
-    let Some(count) = COUNTS.get(index) else { return };
+    let cpu = cpu() % CPUS;
+    let Some(count) = TAKEN[cpu].counts.get(index) else { return };
     count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    WORK.store(true, Ordering::Release);
+    let vector = FIRST_VECTOR + u8::try_from(index).unwrap_or(0);
+    match vector {
+        smp::VECTOR => return smp::on_interrupt(),
+        timer::VECTOR if !timer::on_interrupt() => return,
+        _ => {}
+    }
+    note_work(cpu);
+    smp::request_preemption();
     let handler = HANDLERS.get(index).map_or(ptr::null_mut(), |slot| slot.load(Ordering::Acquire));
     if !handler.is_null() {
         // SAFETY: only `set_handler` writes other pointers than null, and those are `Handler`s.
         let handler: Handler = unsafe { core::mem::transmute(handler) };
-        handler(FIRST_VECTOR + u8::try_from(index).unwrap_or(0));
+        handler(vector);
     }
 }
 
@@ -127,27 +145,30 @@ pub(super) fn set_handler(vector: u8, handler: Option<Handler>) {
     }
 }
 
-/// Interrupts taken on `vector`.
+/// Interrupts taken on `vector` by the boot CPU, which is where devices send theirs.
 pub(super) fn count(vector: u8) -> u64 {
-    COUNTS
-        .get(usize::from(vector.wrapping_sub(FIRST_VECTOR)))
-        .map_or(0, |count| count.load(Ordering::Relaxed))
+    let index = usize::from(vector.wrapping_sub(FIRST_VECTOR));
+    TAKEN[0].counts.get(index).map_or(0, |count| count.load(Ordering::Relaxed))
 }
 
-/// Takes the mark that something may have changed.
+/// Marks that something may have changed for the first thread of `cpu`.
+pub(super) fn note_work(cpu: usize) {
+    TAKEN[cpu % CPUS].work.store(true, Ordering::Release);
+}
+
+/// Whether it is marked.
+pub(super) fn has_work(cpu: usize) -> bool {
+    TAKEN[cpu % CPUS].work.load(Ordering::Acquire)
+}
+
+/// Takes this CPU's mark.
 pub(super) fn take_work() -> bool {
-    WORK.swap(false, Ordering::AcqRel)
+    TAKEN[cpu() % CPUS].work.swap(false, Ordering::AcqRel)
 }
 
-/// Sleeps until something may have changed: returns at once if it already has.
-pub(super) fn wait_for_work() {
-    let was_masked = mask();
-    if !WORK.load(Ordering::Acquire) && shared().pending.load(Ordering::Relaxed) == 0 {
+/// Halts until an interrupt, unless one is pending. Masked.
+pub(super) fn halt_unless_pending() {
+    if shared().pending.load(Ordering::Relaxed) == 0 {
         super::gate::halt();
-    }
-    if was_masked {
-        drain();
-    } else {
-        unmask();
     }
 }

@@ -19,8 +19,9 @@ use super::log::error;
 use super::platform::Machine;
 use super::sentinel::Sentinels;
 use super::serial::Serial;
+use super::smp::idle;
 use super::window::Window;
-use super::{irq, power, time, timer};
+use super::{irq, power};
 
 /// Longest line of scenario output; the rest is cut off.
 const MAX_TEXT_BYTES: usize = 512;
@@ -310,19 +311,6 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
     pub(super) fn balloon(&self) -> Option<&BalloonDriver<'m, Machine, Window, S>> {
         self.balloon.as_ref().map(|balloon| &balloon.driver)
     }
-}
-
-/// Sleeps until an interrupt, or until `wake`.
-pub(super) fn idle(wake: Wake) {
-    match wake {
-        Wake::Now => return,
-        Wake::OnInterrupt => {}
-        Wake::At(deadline) => match deadline.checked_sub(time::now_ns()) {
-            Some(delay) if delay > 0 => timer::arm(delay),
-            Some(_) | None => return,
-        },
-    }
-    irq::wait_for_work();
 }
 
 /// Text in place, cut off at its capacity.

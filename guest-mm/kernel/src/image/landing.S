@@ -5,14 +5,21 @@
 
     .section .text.landing, "ax", @progbits
 
-# Pushes the interrupted RIP..SS and chooses the stack: the trap stack's top, or below the frame that is already there.
-    .macro choose_stack
+# Interrupts and faults at user addresses land on the interrupted code's own stack, past its red zone: whoever handles them
+# may wait, be preempted and let other threads run. All other exceptions are bugs, the stack may be the reason, and they
+# land on the CPU's trap stack. A stack that has no room for a frame faults in the kernel half, here, and is such a bug.
+
+# Chooses the trap stack: its top, or below the frame that is already there.
+    .macro choose_trap_stack
     cmpl $((TRAP_STACK >> 16) & 0xffffffff), EV + 34
-    jne 1f
-    movq EV + 32, %rsp
-    subq $128, %rsp
+    je 3f
+    movq $TRAP_TOP, %rsp
     jmp 2f
-1:  movq $TRAP_TOP, %rsp
+    .endm
+# Chooses the interrupted stack, and pushes the interrupted RIP..SS and the error code on whichever was chosen.
+    .macro push_frame
+3:  movq EV + 32, %rsp
+    subq $128, %rsp
 2:  pushq EV + 40
     pushq EV + 32
     pushq EV + 24
@@ -26,13 +33,17 @@
     per_cpu_addresses
     .balign 16
 landing_exception_\cpu:
-    choose_stack
+    choose_trap_stack
+    push_frame
     pushq EV - 16                           # vector
     pushq EV - 8                            # rax
     pushq $0
     jmp landing_common
 landing_page_fault_\cpu:
-    choose_stack
+    testb $0x80, EV - 9                     # CR2's sign: the kernel half
+    jz 3f
+    choose_trap_stack
+    push_frame
     pushq $14
     pushq EV - 8                            # rax
     pushq EV - 16                           # cr2
@@ -43,12 +54,9 @@ landing_interrupt_\cpu:                          # RSP = the frame, at its super
     popq SCRATCH + 8
     popq SCRATCH + 16
     popq SCRATCH + 24
-    movq $TRAP_TOP, %rsp
-    cmpl $((TRAP_STACK >> 16) & 0xffffffff), SCRATCH + 26
-    jne 1f
     movq SCRATCH + 24, %rsp
     subq $128, %rsp
-1:  pushq $0x2b
+    pushq $0x2b
     pushq SCRATCH + 24
     pushq SCRATCH + 16
     pushq SCRATCH + 8
@@ -136,6 +144,39 @@ landing_main:
     movl %ebx, %edi
     xorl %ebp, %ebp
     call kernel_main
+    ud2
+
+# The other CPUs' ring 3 begins here, masked, each on its own stack.
+landing_cpu:
+    xorl %ebp, %ebp
+    call cpu_main
+    ud2
+
+# thread_switch(save: *mut u64, rsp: u64): leaves this stack with what a function must preserve on it, and goes on where
+# another thread left its own. Masked.
+    .globl thread_switch
+thread_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+
+# A new thread's first address: the frames end here.
+    .globl thread_begin
+thread_begin:
+    xorl %ebp, %ebp
+    call thread_main
     ud2
 
 # The gate. R8 = operation, RDI or EAX, ECX, EDX = operands. Both INT3s are known to the nucleus by address, so the bound

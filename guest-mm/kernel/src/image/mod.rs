@@ -17,14 +17,16 @@ mod power;
 mod scenario;
 mod sentinel;
 mod serial;
+mod smp;
 mod time;
 mod timer;
 mod trap;
+mod user;
 mod window;
 
 use abi::{PageCount, Pfn, PfnRange};
 use guest_kernel::cmdline::StoreKind;
-use guest_kernel::layout::PAGE;
+use guest_kernel::layout::{CPUS, PAGE};
 use guest_mm::memory::Memory;
 use guest_mm::mm::{Base, Mm};
 use guest_mm::store::{BitmapStore, PfnStore, XArrayStore};
@@ -55,6 +57,7 @@ extern "C" fn kernel_main(start_info_gpa: u64) -> ! {
     apic::init();
     timer::init();
     irq::unmask();
+    smp::begin(&base.memory, &boot.ram, &boot.cpus, boot.options.cpus.unwrap_or(CPUS));
     if let Some(words) = bitmap {
         let store = BitmapStore::new(&machine, range, words);
         serve(&boot, &mm, &store.unwrap_or_else(|| unreachable!("counted for the same range")));

@@ -94,6 +94,40 @@ nucleus_start_high:
     movl %ebx, %edi
     iretq
 
+# The other CPUs come here from startup.S, in long mode, on the startup tables; each leaves for its own stack in ring 3.
+    .macro other_cpu cpu
+    .set C, \cpu
+    per_cpu_addresses
+    .globl nucleus_cpu_entry_\cpu
+nucleus_cpu_entry_\cpu:
+    movq $(STACK + 0x1000), %rsp
+    lgdt GDTR
+    lidt IDTR
+    movl $0x40, %eax
+    ltr %ax
+    xorl %eax, %eax
+    movl %eax, %ss
+    movl %eax, %ds
+    movl %eax, %es
+    movl %eax, %fs
+    movl %eax, %gs
+    movl $0xc0000101, %ecx
+    movl $(SHARED & 0xffffffff), %eax
+    movl $0xffffffff, %edx
+    wrmsr
+    pushq $0x2b
+    pushq $({stack_slots} + (C + 1) * {stack_slot_bytes})
+    pushq $(FLAG_ID + 0x202)
+    pushq $0x33
+    pushq $landing_cpu
+    iretq
+    .endm
+    .irp cpu, 1, 2, 3
+    other_cpu \cpu
+    .endr
+    .set C, 0
+    per_cpu_addresses
+
 # A trap that the nucleus cannot hand to ring 3: report it and end. On the stack: vector error rip cs rflags rsp ss.
 # Never silent: COM1, then pvpanic, then the reset line, then a triple fault.
 nucleus_fatal:

@@ -10,22 +10,27 @@ use guest_kernel::layout;
 use super::gate::OPERATIONS;
 use super::trap::{VECTOR_INTERRUPT, VECTOR_REPLAY};
 
-/// A deliberate fault, chosen when the image is built (`AEROSTAT_NUCLEUS_MUTANT`): the negative controls of the trap
-/// stress. Each must make it fail; see `docs/nucleus.md`.
-const MUTANT: u32 = match option_env!("AEROSTAT_NUCLEUS_MUTANT") {
+/// A deliberate fault, chosen when the image is built (`AEROSTAT_NUCLEUS_MUTANT`): the negative controls of the
+/// stresses. Each must make a stress fail; see `docs/nucleus.md`.
+pub(super) const MUTANT: u32 = match option_env!("AEROSTAT_NUCLEUS_MUTANT") {
     None => 0,
     Some(name) => match name.as_bytes() {
         b"no-fxrstor" => 1,
         b"no-replay" => 2,
         b"halt-unchecked" => 3,
         b"no-ist-toggle" => 4,
+        b"no-remote-flush" => NO_REMOTE_FLUSH,
         _ => panic!("AEROSTAT_NUCLEUS_MUTANT names no mutant"),
     },
 };
 
+/// The mutant that answers other CPUs' flush requests without flushing.
+pub(super) const NO_REMOTE_FLUSH: u32 = 5;
+
 global_asm!(
     include_str!("nucleus.S"),
     include_str!("landing.S"),
+    include_str!("startup.S"),
     include_str!("mem.S"),
     nucleus = const layout::NUCLEUS,
     kernel_base = const layout::KERNEL_BASE,
@@ -49,6 +54,8 @@ global_asm!(
     trap_stack = const layout::TRAP_STACK,
     trap_stack_bytes = const layout::TRAP_STACK_BYTES,
     trap_stack_stride = const layout::TRAP_STACK_STRIDE,
+    stack_slots = const layout::STACK_SLOTS,
+    stack_slot_bytes = const layout::STACK_SLOT_BYTES,
     interrupt_vector = const VECTOR_INTERRUPT,
     replay_vector = const VECTOR_REPLAY,
     operations = const OPERATIONS,

@@ -130,6 +130,36 @@ fn protect_image() {
     }
 }
 
+/// Copies the upper half of the kernel's root table into `table`. Its entries never change after [`init`], so copies stay right.
+pub(super) fn copy_kernel_half(table: *mut u64) {
+    for index in ENTRIES / 2..ENTRIES {
+        let value = Tables.read(BootTable::Pml4.gpa(), index);
+        // SAFETY: `table` is a page of 512 entries, by the caller's word.
+        let slot = unsafe { table.add(index) };
+        // SAFETY: as above; nobody walks it yet.
+        unsafe { slot.write_volatile(value) };
+    }
+}
+
+/// Maps a page of a stack in a slot ([`guest_kernel::layout::STACK_SLOTS`]) to `gpa`; `false` if it lies elsewhere or
+/// there was no memory for a table, which `table` gives.
+pub(super) fn map_stack_page(address: u64, gpa: u64, table: impl FnOnce() -> Option<u64>) -> bool {
+    let Some(offset) = address.checked_sub(KERNEL_BASE) else { return false };
+    let (directory, index) = (BootTable::PdKernel.gpa(), word(offset / LARGE_PAGE));
+    if offset < 2 * LARGE_PAGE || index >= ENTRIES {
+        return false;
+    }
+    let mut found = Tables.read(directory, index);
+    if found == 0 {
+        let Some(table) = table() else { return false };
+        found = table | entry::TABLE;
+        Tables.write(directory, index, found);
+    }
+    let page = word(offset % LARGE_PAGE / PAGE);
+    Tables.write(found & entry::ADDRESS, page, gpa | entry::DATA);
+    true
+}
+
 /// Maps device registers, uncached; returns the virtual address, or `None` when `gpa..gpa + bytes` is out of reach or
 /// no window is left. A window maps 2 MiB, so neighbours share it.
 pub(super) fn map_device(gpa: u64, bytes: u64) -> Option<u64> {

@@ -5,24 +5,27 @@
 
 use core::fmt::Write;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use guest_kernel::layout;
 
 use super::serial::Serial;
 use super::trap::{TrapFrame, exception};
-use super::{irq, power};
+use super::{irq, power, smp};
 
-/// Set by the first report; a fault inside it goes straight to the end.
-static REPORTING: AtomicBool = AtomicBool::new(false);
+/// The CPU that reports, plus 1; a fault inside its report goes straight to the end.
+static REPORTING: AtomicUsize = AtomicUsize::new(0);
 /// Return addresses printed.
 const MAX_FRAMES: usize = 32;
 
-/// Masks, and ends at once if a report is already under way.
+/// Masks, and ends at once if this CPU's report is already under way. If another CPU's is, that one ends the machine.
 fn begin() {
     irq::mask();
-    if REPORTING.swap(true, Ordering::AcqRel) {
-        power::panicked();
+    let me = irq::cpu() + 1;
+    match REPORTING.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {}
+        Err(reporter) if reporter == me => power::panicked(),
+        Err(_) => power::halt_for_good(),
     }
 }
 
@@ -115,10 +118,11 @@ fn backtrace(first: Option<u64>, mut rbp: u64) {
     _ = Serial.write_str("\n");
 }
 
-/// Whether a saved frame pointer and return address at `rbp` lie in the main or a trap stack.
+/// Whether a saved frame pointer and return address at `rbp` lie in a stack.
 fn in_a_stack(rbp: u64) -> bool {
     let within = |start: u64, bytes: u64| rbp >= start && rbp <= start + bytes - 16;
     within(layout::MAIN_STACK, layout::MAIN_STACK_BYTES)
+        || smp::in_a_stack(rbp)
         || (0..layout::CPUS as u64).any(|cpu| {
             within(layout::TRAP_STACK + cpu * layout::TRAP_STACK_STRIDE, layout::TRAP_STACK_BYTES)
         })

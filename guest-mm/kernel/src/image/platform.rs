@@ -4,9 +4,9 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::Pfn;
-use guest_mm::platform::Platform;
+use guest_mm::platform::{CpuSet, Platform, TlbFlush};
 
-use super::{irq, paging, time};
+use super::{irq, paging, smp, time};
 
 /// One past the last mapped frame.
 static FRAME_LIMIT: AtomicU64 = AtomicU64::new(0);
@@ -55,6 +55,18 @@ unsafe impl Platform for Machine {
     }
 
     fn relax(&self) {
-        core::hint::spin_loop();
+        smp::relax();
+    }
+
+    fn init_root(&self, table: NonNull<u64>) {
+        paging::copy_kernel_half(table.as_ptr());
+    }
+
+    fn load_root(&self, root: Option<Pfn>) {
+        smp::load_root(root);
+    }
+
+    fn flush_tlb(&self, _root: Pfn, cpus: CpuSet, what: TlbFlush) {
+        smp::flush_tlb(cpus, what);
     }
 }

@@ -41,8 +41,8 @@ pub(super) fn panicked() -> ! {
     reset()
 }
 
-/// For a machine that does not end when told to.
-fn halt_for_good() -> ! {
+/// For a machine that does not end when told to, and for a CPU while another ends it.
+pub(super) fn halt_for_good() -> ! {
     irq::mask();
     loop {
         gate::halt();

@@ -4,7 +4,7 @@ use core::arch::asm;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use super::{irq, panic};
+use super::{irq, panic, smp, user};
 
 /// [`TrapFrame::vector`] of an interrupt that came while unmasked.
 pub(super) const VECTOR_INTERRUPT: u64 = 0x200;
@@ -103,7 +103,7 @@ pub(super) fn set_page_fault_handler(handler: Option<PageFaultHandler>) {
     PAGE_FAULT_HANDLER.store(handler, Ordering::Release);
 }
 
-/// Called by the landing, masked, on the trap stack.
+/// Called by the landing, masked: on the interrupted stack for interrupts and user faults, else on the trap stack.
 #[unsafe(no_mangle)]
 extern "C" fn trap_entry(frame: &mut TrapFrame) {
     // A frame from ring 0 means that the nucleus itself faulted.
@@ -111,18 +111,27 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
         panic::report_trap(frame);
     }
     match frame.vector {
-        VECTOR_INTERRUPT | VECTOR_REPLAY => irq::drain(),
+        VECTOR_INTERRUPT | VECTOR_REPLAY => {
+            irq::drain();
+            // The frame is on the interrupted thread's own stack: it may as well stay there for a while.
+            smp::preempt();
+        }
         exception::PAGE_FAULT => {
-            let handler = PAGE_FAULT_HANDLER.load(Ordering::Acquire);
-            if handler.is_null() {
-                panic::report_trap(frame);
-            }
-            // SAFETY: only `set_page_fault_handler` writes other pointers than null, and those are `PageFaultHandler`s.
-            let handler: PageFaultHandler = unsafe { core::mem::transmute(handler) };
-            if !handler(frame) {
+            if !user::on_page_fault(frame) && !on_page_fault(frame) {
                 panic::report_trap(frame);
             }
         }
         _ => panic::report_trap(frame),
     }
+}
+
+/// Asks the installed handler.
+fn on_page_fault(frame: &mut TrapFrame) -> bool {
+    let handler = PAGE_FAULT_HANDLER.load(Ordering::Acquire);
+    if handler.is_null() {
+        return false;
+    }
+    // SAFETY: only `set_page_fault_handler` writes other pointers than null, and those are `PageFaultHandler`s.
+    let handler: PageFaultHandler = unsafe { core::mem::transmute(handler) };
+    handler(frame)
 }

@@ -9,7 +9,8 @@ use guest_mm::entropy::EntropyError;
 use guest_mm::store::PfnStore;
 
 use crate::image::devices::Causes;
-use crate::image::kernel::{Kernel, idle};
+use crate::image::kernel::Kernel;
+use crate::image::smp::idle;
 use crate::image::time;
 
 /// Without a byte for so long the source has dried up. A host may ration it, by the second.

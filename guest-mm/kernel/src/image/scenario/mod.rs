@@ -2,9 +2,11 @@
 
 mod balloon;
 mod census;
+mod cpus;
 mod ends;
 mod entropy;
 mod protection;
+mod smp_stress;
 mod touch;
 mod trap_stress;
 mod verify;
@@ -29,6 +31,8 @@ impl<S: PfnStore> Kernel<'_, S> {
             Call::Census => self.census(),
             Call::Balloon => self.print_balloon(),
             Call::Entropy { bytes } => self.entropy(bytes),
+            Call::Cpus => self.cpus(),
+            Call::SmpStress { seconds, seed } => self.smp_stress(seconds, seed),
             Call::TrapStress { seconds } => self.trap_stress(seconds),
             Call::Protection => self.protection(),
             Call::Spin { seconds } => spin(seconds),

@@ -1,0 +1,319 @@
+//! What CPUs ask of each other: TLB flushes and wake-ups, by one interrupt and a word of memory.
+//!
+//! A CPU has one request under way at most and waits for it masked, so a request is a static of its sender. The word of
+//! the receiver says whose requests wait; whoever looks at it takes all of it: the interrupt's handler, [`relax`] in a
+//! spin, the wait for one's own request. So a CPU that spins or waits masked serves the others all the same, and two
+//! CPUs that flush at once cannot wait for each other.
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use abi::PAGE_SIZE;
+use guest_kernel::layout::{CPUS, FIRST_VECTOR};
+use guest_mm::platform::{CpuSet, TlbFlush};
+
+use super::thread;
+use crate::image::{apic, gate, irq, nucleus, time, timer};
+
+/// The vector of interrupts between CPUs.
+pub(in crate::image) const VECTOR: u8 = FIRST_VECTOR + 11;
+/// Above this many pages all translations are dropped: one CR3 load costs about as much as this many gates.
+const MAX_INVLPG: u64 = 4;
+/// A wait for another CPU spins this long before it halts: longer than an answer takes where a core is free.
+const SPIN_NS: u64 = 30_000;
+/// How long a spin for a lock lasts before its thread lets the core go for a while.
+const NAP_AFTER_NS: u64 = 100_000;
+/// How long it lets it go.
+const NAP_NS: u64 = 50_000;
+
+/// What a CPU asks for; on a cache line of its own.
+#[repr(align(64))]
+struct Request {
+    what: UnsafeCell<TlbFlush>,
+    /// CPUs that have not answered, as bits.
+    remaining: AtomicU32,
+    /// The sender halts: the last to answer wakes it.
+    is_asleep: AtomicBool,
+}
+
+// SAFETY: `what` is written by its CPU while `remaining` is 0, and read by CPUs whose bit in `remaining` is set, which
+// the Release in `post` and the Acquire in `serve` order.
+unsafe impl Sync for Request {}
+
+static REQUESTS: [Request; CPUS] = [const {
+    Request {
+        what: UnsafeCell::new(TlbFlush::All),
+        remaining: AtomicU32::new(0),
+        is_asleep: AtomicBool::new(false),
+    }
+}; CPUS];
+
+/// A CPU's letters; on a cache line of its own.
+#[repr(align(64))]
+struct Mailbox {
+    /// CPUs whose requests wait, as bits.
+    from: AtomicU32,
+    /// Somebody wants the CPU's first thread, or a worker of it, to run.
+    is_kicked: AtomicBool,
+    counters: AtomicCounters,
+    /// The spin under way: its begin and its last look, in TSC ticks.
+    spin_since: AtomicU64,
+    spin_last: AtomicU64,
+}
+
+#[derive(Default)]
+struct AtomicCounters {
+    flushes: AtomicU64,
+    remote: AtomicU64,
+    ipis: AtomicU64,
+    pages: AtomicU64,
+    full: AtomicU64,
+    halts: AtomicU64,
+    naps: AtomicU64,
+    switches: AtomicU64,
+    preemptions: AtomicU64,
+}
+
+static MAILBOXES: [Mailbox; CPUS] = [const {
+    Mailbox {
+        from: AtomicU32::new(0),
+        is_kicked: AtomicBool::new(false),
+        counters: AtomicCounters {
+            flushes: AtomicU64::new(0),
+            remote: AtomicU64::new(0),
+            ipis: AtomicU64::new(0),
+            pages: AtomicU64::new(0),
+            full: AtomicU64::new(0),
+            halts: AtomicU64::new(0),
+            naps: AtomicU64::new(0),
+            switches: AtomicU64::new(0),
+            preemptions: AtomicU64::new(0),
+        },
+        spin_since: AtomicU64::new(0),
+        spin_last: AtomicU64::new(0),
+    }
+}; CPUS];
+
+/// What CPUs have asked of each other since start, all CPUs together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::image) struct Counters {
+    /// Calls of `flush_tlb`.
+    pub(in crate::image) flushes: u64,
+    /// Those that had to ask other CPUs.
+    pub(in crate::image) remote: u64,
+    /// Interrupts sent, wake-ups included.
+    pub(in crate::image) ipis: u64,
+    /// Pages dropped one by one, on any CPU.
+    pub(in crate::image) pages: u64,
+    /// Loads of CR3 for a flush, on any CPU.
+    pub(in crate::image) full: u64,
+    /// Waits for an answer that ended in a halt.
+    pub(in crate::image) halts: u64,
+    /// Spins that let the core go.
+    pub(in crate::image) naps: u64,
+    /// Times that another thread ran.
+    pub(in crate::image) switches: u64,
+    /// Those of them that the thread before did not ask for.
+    pub(in crate::image) preemptions: u64,
+}
+
+/// Reads the counters.
+pub(in crate::image) fn counters() -> Counters {
+    let sum = |of: fn(&AtomicCounters) -> &AtomicU64| {
+        MAILBOXES.iter().map(|mailbox| of(&mailbox.counters).load(Ordering::Relaxed)).sum()
+    };
+    Counters {
+        flushes: sum(|counters| &counters.flushes),
+        remote: sum(|counters| &counters.remote),
+        ipis: sum(|counters| &counters.ipis),
+        pages: sum(|counters| &counters.pages),
+        full: sum(|counters| &counters.full),
+        halts: sum(|counters| &counters.halts),
+        naps: sum(|counters| &counters.naps),
+        switches: sum(|counters| &counters.switches),
+        preemptions: sum(|counters| &counters.preemptions),
+    }
+}
+
+fn mine() -> (usize, &'static Mailbox) {
+    let cpu = irq::cpu() % CPUS;
+    (cpu, &MAILBOXES[cpu])
+}
+
+fn count(counter: &AtomicU64, by: u64) {
+    // Only its CPU writes it, but a handler may come in between.
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+/// Counts a change of threads.
+pub(super) fn note_switch(is_preemption: bool) {
+    let counters = &mine().1.counters;
+    count(&counters.switches, 1);
+    count(&counters.preemptions, is_preemption.into());
+}
+
+fn send(cpu: usize) {
+    count(&mine().1.counters.ipis, 1);
+    apic::send(cpu, VECTOR);
+}
+
+/// Makes `cpu` look for work: its workers, and on the boot CPU the main flow.
+pub(in crate::image) fn kick(cpu: usize) {
+    let (me, _) = mine();
+    MAILBOXES[cpu % CPUS].is_kicked.store(true, Ordering::Release);
+    if cpu == me {
+        take_kick(me);
+    } else {
+        send(cpu);
+    }
+}
+
+fn take_kick(me: usize) {
+    if MAILBOXES[me].is_kicked.swap(false, Ordering::Acquire) {
+        irq::note_work(me);
+        thread::request_preemption();
+    }
+}
+
+/// Handler of [`VECTOR`]: runs masked.
+pub(in crate::image) fn on_interrupt() {
+    serve();
+    take_kick(mine().0);
+}
+
+/// Does what other CPUs have asked of this one. Masked or not; costs one load when nothing waits.
+pub(in crate::image) fn serve() {
+    let (me, mailbox) = mine();
+    if mailbox.from.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    // A request that has been taken must be done before anything else runs here: its sender waits, perhaps with a lock
+    // that the other wants.
+    let was_masked = irq::mask();
+    let from = mailbox.from.swap(0, Ordering::Acquire);
+    for sender in (0..CPUS).filter(|sender| from >> sender & 1 == 1) {
+        let request = &REQUESTS[sender];
+        // SAFETY: our bit in `remaining` is set, so the sender waits and does not write.
+        let what = unsafe { *request.what.get() };
+        if nucleus::MUTANT != nucleus::NO_REMOTE_FLUSH {
+            flush_here(what);
+        }
+        let before = request.remaining.fetch_and(!(1 << me), Ordering::SeqCst);
+        if before == 1 << me && request.is_asleep.load(Ordering::SeqCst) {
+            send(sender);
+        }
+    }
+    irq::restore(was_masked);
+}
+
+/// Drops this CPU's translations.
+fn flush_here(what: TlbFlush) {
+    let counters = &mine().1.counters;
+    match what {
+        TlbFlush::Range(range) if range.pages().get() <= MAX_INVLPG => {
+            count(&counters.pages, range.pages().get());
+            let start = range.start().get();
+            for page in 0..range.pages().get() {
+                gate::invlpg(start + page * PAGE_SIZE);
+            }
+        }
+        TlbFlush::Range(_) | TlbFlush::All => {
+            count(&counters.full, 1);
+            thread::reload_root();
+        }
+    }
+}
+
+/// `Platform::flush_tlb`: no global pages and no PCIDs, so what is not loaded has nothing cached, and dropping too much is
+/// the price of not asking which root a CPU has loaded at the moment.
+pub(in crate::image) fn flush_tlb(cpus: CpuSet, what: TlbFlush) {
+    if let TlbFlush::Range(range) = what
+        && range.is_empty()
+    {
+        return;
+    }
+    // Masked to the end: the request is this CPU's only one, and the thread must not be preempted in the wait.
+    let was_masked = irq::mask();
+    let (me, mailbox) = mine();
+    count(&mailbox.counters.flushes, 1);
+    let others = cpus.without(me);
+    if !others.is_empty() {
+        post(me, others, what);
+    }
+    if cpus.contains(me) {
+        flush_here(what);
+    }
+    if !others.is_empty() {
+        wait(me);
+    }
+    irq::restore(was_masked);
+}
+
+fn post(me: usize, others: CpuSet, what: TlbFlush) {
+    count(&MAILBOXES[me].counters.remote, 1);
+    let request = &REQUESTS[me];
+    debug_assert_eq!(request.remaining.load(Ordering::Relaxed), 0);
+    // SAFETY: `remaining` is 0: nobody reads.
+    unsafe { *request.what.get() = what };
+    let bits = others.iter().fold(0, |bits, cpu| bits | 1 << cpu);
+    request.remaining.store(bits, Ordering::Release);
+    for cpu in others.iter() {
+        // The first letter rings; whoever finds the mailbox not empty knows that its owner has been rung for.
+        if MAILBOXES[cpu % CPUS].from.fetch_or(1 << me, Ordering::AcqRel) == 0 {
+            send(cpu);
+        }
+    }
+}
+
+/// Waits for the answers to this CPU's request: spins briefly, then halts, serving others meanwhile.
+fn wait(me: usize) {
+    let request = &REQUESTS[me];
+    let start = time::now_ns();
+    while request.remaining.load(Ordering::Acquire) != 0 {
+        serve();
+        core::hint::spin_loop();
+        if time::now_ns() - start > SPIN_NS {
+            request.is_asleep.store(true, Ordering::SeqCst);
+            // What is pending would end the halt at once. Handlers only leave marks, so they may run here, whatever the
+            // masked caller holds.
+            irq::drain();
+            let is_waiting = request.remaining.load(Ordering::SeqCst) != 0;
+            if is_waiting && MAILBOXES[me].from.load(Ordering::SeqCst) == 0 {
+                count(&MAILBOXES[me].counters.halts, 1);
+                irq::halt_unless_pending();
+            }
+            request.is_asleep.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+/// `Platform::relax`: serves other CPUs; unmasked, lets another thread run; after a long spin, lets the host run another
+/// CPU for a while, perhaps the one that is waited for.
+pub(in crate::image) fn relax() {
+    serve();
+    core::hint::spin_loop();
+    let is_masked = irq::is_masked();
+    if !is_masked && thread::yield_now() {
+        return;
+    }
+    // Looks that follow each other closely are one spin.
+    let (_, mailbox) = mine();
+    let now = time::ticks();
+    let gap = time::rate().ticks(NAP_AFTER_NS / 4);
+    if now.wrapping_sub(mailbox.spin_last.swap(now, Ordering::Relaxed)) > gap {
+        mailbox.spin_since.store(now, Ordering::Relaxed);
+        return;
+    }
+    let spun = now.wrapping_sub(mailbox.spin_since.load(Ordering::Relaxed));
+    if spun > time::rate().ticks(NAP_AFTER_NS) {
+        count(&mailbox.counters.naps, 1);
+        if is_masked {
+            // As in `wait`.
+            irq::drain();
+        }
+        timer::nap(NAP_NS);
+        let now = time::ticks();
+        mailbox.spin_last.store(now, Ordering::Relaxed);
+        mailbox.spin_since.store(now, Ordering::Relaxed);
+    }
+}
