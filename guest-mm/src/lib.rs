@@ -18,6 +18,7 @@ pub mod errno;
 #[cfg(not(loom))]
 pub mod fault;
 pub mod folio;
+pub mod gup;
 pub mod memdesc;
 pub mod memory;
 #[cfg(not(loom))]

@@ -12,6 +12,7 @@ const MODELS: &[(&[&str], usize)] = &[
     (&["--package", "guest-mm", "--release", "--lib", "loom"], 1),
     (&["--package", "guest-mm", "--release", "--test", "loom"], 8),
     (&["--package", "guest-mm", "--release", "--test", "loom_xarray"], 13),
+    (&["--package", "guest-mm", "--release", "--test", "loom_gup"], 5),
     (&["--package", "devices", "--lib", "loom"], 3),
 ];
 

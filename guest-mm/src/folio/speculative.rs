@@ -53,8 +53,23 @@ pub enum Glance<'m> {
 /// A read section of the domain that frees descriptors' slabs is open during
 /// the call, and the cache of the descriptors lives for `'m`.
 pub unsafe fn glance<'m>(cell: &WordCell) -> Glance<'m> {
+    // SAFETY: the caller's promise.
+    unsafe { glance_as::<true>(cell, || ()) }
+}
+
+/// As [`glance`]; without `RECHECK`, without the second look: a mutant that
+/// tests must notice. `between` runs where the race is, for tests that want to
+/// lose it.
+///
+/// # Safety
+/// As [`glance`].
+pub(crate) unsafe fn glance_as<'m, const RECHECK: bool>(
+    cell: &WordCell,
+    between: impl FnOnce(),
+) -> Glance<'m> {
     let word = cell.load();
     let Some(descriptor) = descriptor_of(word) else { return Glance::NotFolio(word) };
+    between();
     // SAFETY: a word with this tag held the address of a descriptor during the read
     // section, so it is memory of the type-safe cache until the section ends, all of
     // it atomic and initialised (`TypeSafe`).
@@ -64,5 +79,5 @@ pub unsafe fn glance<'m>(cell: &WordCell) -> Glance<'m> {
     if super::mutant::Mutant::NoWordRecheck.is_active() {
         return Glance::Folio(folio);
     }
-    if cell.load() == word { Glance::Folio(folio) } else { Glance::Moved(folio) }
+    if !RECHECK || cell.load() == word { Glance::Folio(folio) } else { Glance::Moved(folio) }
 }
