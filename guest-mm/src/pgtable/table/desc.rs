@@ -21,6 +21,10 @@ pub const ENTRIES: usize = 512;
 pub const ROOT_LEVEL: u32 = 3;
 /// Entries of the root that belong to the process: the lower half.
 pub const USER_ROOT_ENTRIES: usize = 256;
+/// Entries of a full table.
+const FULL: u16 = 512;
+/// In place of a count: the table is being freed.
+const CLAIMED: u16 = u16::MAX;
 /// Deferred tables that one call frees at most.
 const FREED_AT_ONCE: usize = 16;
 
@@ -105,6 +109,24 @@ impl PtDesc {
 
     pub(in crate::pgtable) fn add_live(&self) {
         self.live.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// As [`Self::add_live`] for a table without a lock: `false` if somebody has
+    /// claimed the empty table to free it.
+    pub(in crate::pgtable) fn try_add_live(&self) -> bool {
+        let add = |live| if live == CLAIMED { None } else { Some(live + 1) };
+        // AcqRel pairs with `claim_empty`: one of the two comes first.
+        self.live.fetch_update(Ordering::AcqRel, Ordering::Relaxed, add).is_ok()
+    }
+
+    /// Claims an empty table without a lock, for ever. Of two, one succeeds.
+    pub(in crate::pgtable) fn claim_empty(&self) -> bool {
+        self.live.compare_exchange(0, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// All entries were filled before the table was linked.
+    pub(in crate::pgtable) fn fill_live(&self) {
+        self.live.store(FULL, Ordering::Relaxed);
     }
 
     pub(in crate::pgtable) fn sub_live(&self) {

@@ -177,7 +177,7 @@ enum Locking {
     Second,
 }
 
-impl<P: Platform, const LEVEL: u32> TableGuard<'_, P, LEVEL> {
+impl<'a, P: Platform, const LEVEL: u32> TableGuard<'a, P, LEVEL> {
     /// First address that the table spans.
     pub const fn first(&self) -> VirtAddr {
         self.first
@@ -193,8 +193,7 @@ impl<P: Platform, const LEVEL: u32> TableGuard<'_, P, LEVEL> {
         self.frame
     }
 
-    #[expect(dead_code, reason = "freeing tables comes next")]
-    pub(in crate::pgtable) const fn desc(&self) -> &PtDesc {
+    pub(in crate::pgtable) const fn desc(&self) -> &'a PtDesc {
         self.desc
     }
 

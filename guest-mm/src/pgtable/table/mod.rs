@@ -143,7 +143,17 @@ impl<'a, P: Platform> Tables<'a, P> {
         self.pages.load(Ordering::Relaxed)
     }
 
-    #[expect(dead_code, reason = "freeing tables comes next")]
+    pub(in crate::pgtable) fn add_table_page(&self) {
+        self.pages.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The table in `frame`, which nobody can find yet, was filled.
+    pub(in crate::pgtable) fn fill_live(&self, frame: Pfn) {
+        if let Some(desc) = self.base.table_desc(frame, 0) {
+            desc.fill_live();
+        }
+    }
+
     pub(in crate::pgtable) fn sub_table_page(&self) {
         self.pages.fetch_sub(1, Ordering::Relaxed);
     }
@@ -226,10 +236,11 @@ impl<'a, P: Platform> Tables<'a, P> {
         let linked = self.link_upper(va, level, table.frame());
         drop(guard);
         if linked {
-            self.pages.fetch_add(1, Ordering::Relaxed);
+            self.add_table_page();
             let _linked = table.into_desc();
         } else {
             self.base.discard_table(table);
+            self.platform().relax();
         }
         Ok(())
     }
@@ -248,7 +259,9 @@ impl<'a, P: Platform> Tables<'a, P> {
             return false;
         };
         // Counted first: an entry that is there is always counted.
-        desc.add_live();
+        if !desc.try_add_live() {
+            return false;
+        }
         // Release publishes the table's zeros; Acquire because the loser goes on by
         // the winner's table.
         let slot = self.slot(parent, va.table_index(level));
@@ -285,7 +298,7 @@ impl<'a, P: Platform> Tables<'a, P> {
             _ => false,
         };
         if linked {
-            self.pages.fetch_add(1, Ordering::Relaxed);
+            self.add_table_page();
             let _linked = table.into_desc();
         } else {
             self.base.discard_table(table);
@@ -322,6 +335,8 @@ pub enum MakeTableError {
     OutOfMemory(AllocError),
     /// An entry on the way is malformed.
     Unknown(UnknownLeaf),
+    /// The address lies beyond the user half.
+    OutOfRange,
 }
 
 impl From<AllocError> for MakeTableError {
@@ -334,7 +349,7 @@ impl From<MakeTableError> for crate::errno::Errno {
     fn from(error: MakeTableError) -> Self {
         match error {
             MakeTableError::OutOfMemory(_) => Self::ENOMEM,
-            MakeTableError::Unknown(_) => Self::EFAULT,
+            MakeTableError::Unknown(_) | MakeTableError::OutOfRange => Self::EFAULT,
         }
     }
 }
@@ -344,6 +359,7 @@ impl fmt::Display for MakeTableError {
         match self {
             Self::OutOfMemory(error) => error.fmt(f),
             Self::Unknown(unknown) => unknown.fmt(f),
+            Self::OutOfRange => f.write_str("Beyond the user half"),
         }
     }
 }
