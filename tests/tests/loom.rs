@@ -9,7 +9,8 @@ use system_tests::lab::inside_lab;
 ///
 /// The arguments of `cargo test`; the devices' few states are not worth an optimised build.
 const MODELS: &[(&[&str], usize)] = &[
-    (&["--package", "guest-mm", "--release", "--lib", "loom"], 1),
+    (&["--package", "guest-mm", "--release", "--lib", "loom"], 8),
+    (&["--package", "guest-mm", "--release", "--test", "loom_rcu"], 7),
     (&["--package", "guest-mm", "--release", "--test", "loom"], 8),
     (&["--package", "guest-mm", "--release", "--test", "loom_xarray"], 13),
     (&["--package", "guest-mm", "--release", "--test", "loom_gup"], 5),

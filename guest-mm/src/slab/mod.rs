@@ -39,5 +39,7 @@ pub use type_safe::{TypeSafe, TypeSafeCache};
 
 pub(crate) use descriptor::view;
 
+#[cfg(all(test, loom))]
+mod loom;
 #[cfg(test)]
 mod tests;

@@ -14,6 +14,7 @@ use crate::memory::Memory;
 use crate::platform::{FaultSite, Platform};
 use crate::testing::{TestPlatform, memory};
 
+mod model;
 mod object;
 mod per_cpu;
 mod type_safe;
