@@ -102,6 +102,7 @@ impl<'m, P: Platform> Mm<'m, P> {
 
     /// Takes a folio that is being freed off whatever list it is on.
     fn leave_lists(&self, folio: &FrozenFolio<'m>) {
+        self.undefer_split(folio);
         debug_assert!(!folio.has(FolioFlags::LRU), "LRU lists are not there yet");
     }
 

@@ -123,6 +123,26 @@ impl<'m> FolioRef<'m> {
     }
 }
 
+impl Folio {
+    /// Adds references that no handle stands for: those of a cache.
+    #[cfg_attr(loom, allow(dead_code, reason = "the page cache is not built for models"))]
+    pub(crate) fn add_refs(&self, count: u64) {
+        let before = self.refcount.fetch_add(narrow(count), Ordering::Relaxed);
+        debug_assert!(before != 0, "a frozen or free folio got references");
+    }
+
+    /// Takes references away that [`Self::add_refs`] added; the caller has one more.
+    #[cfg_attr(loom, allow(dead_code, reason = "the page cache is not built for models"))]
+    pub(crate) fn drop_refs(&self, count: u64) {
+        let before = self.refcount.fetch_sub(narrow(count), Ordering::AcqRel);
+        debug_assert!(u64::from(before) > count, "the caller's reference is gone");
+    }
+}
+
+fn narrow(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or_else(|_| unreachable!("a folio has at most 1024 pages"))
+}
+
 fn add_reference(folio: &Folio) {
     // Relaxed: there is a reference already, which keeps everything in place.
     let before = folio.refcount.fetch_add(1, Ordering::Relaxed);

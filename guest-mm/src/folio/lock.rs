@@ -65,9 +65,15 @@ impl Folio {
         self.has(FolioFlags::LOCKED)
     }
 
-    fn try_acquire(&self) -> bool {
+    pub(super) fn try_acquire(&self) -> bool {
         // Acquire, in `set_flags`, pairs with the Release of the last holder.
         !self.set_flags(FolioFlags::LOCKED).contains(FolioFlags::LOCKED)
+    }
+
+    pub(super) fn release_lock(&self) {
+        // Release, in `clear_flags`: what was done under the lock comes before the next holder.
+        let before = self.clear_flags(FolioFlags::LOCKED);
+        debug_assert!(before.contains(FolioFlags::LOCKED), "unlocked twice");
     }
 }
 
@@ -81,9 +87,7 @@ impl<P: Platform> FolioLockGuard<'_, P> {
 impl<P: Platform> Drop for FolioLockGuard<'_, P> {
     fn drop(&mut self) {
         note_release(self.platform, LockClass::Folio, self.nesting);
-        // Release, in `clear_flags`: what was done under the lock comes before the next holder.
-        let before = self.folio.clear_flags(FolioFlags::LOCKED);
-        debug_assert!(before.contains(FolioFlags::LOCKED), "unlocked twice");
+        self.folio.release_lock();
     }
 }
 

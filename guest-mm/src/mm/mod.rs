@@ -13,14 +13,14 @@ use abi::Pfn;
 
 use crate::buddy::Gfp;
 use crate::fault::FaultCounters;
-use crate::folio::Folio;
+use crate::folio::{DeferredSplit, Folio};
 use crate::memdesc::{BlockKind, Order};
 use crate::memory::{AllocError, Memory};
-use crate::pagecache::FileMapping;
+use crate::pagecache::{FileMapping, Files};
 use crate::pgtable::{PtDesc, TableState};
 use crate::platform::Platform;
 use crate::rcu::{Callbacks, Rcu};
-use crate::rmap::AnonVma;
+use crate::rmap::{AnonVma, AnonVmaChain};
 use crate::slab::{CacheError, KmemCache, SlabOptions, TypeSafeCache};
 use crate::space::{AddressSpace, Vma};
 use crate::xarray::SlabNodes;
@@ -53,8 +53,10 @@ pub struct Caches {
     pub ptdesc: KmemCache,
     /// [`Vma`]s.
     pub vma: KmemCache,
-    /// [`AnonVma`]s.
+    /// [`AnonVma`]s, type-safe.
     pub anon_vma: KmemCache,
+    /// [`AnonVmaChain`]s.
+    pub anon_vma_chain: KmemCache,
     /// [`AddressSpace`]s.
     pub space: KmemCache,
     /// [`FileMapping`]s.
@@ -69,36 +71,33 @@ impl Caches {
     fn new<P: Platform>(memory: &Memory<P>) -> Result<Self, CacheError> {
         let plain = SlabOptions { per_cpu: true, ..SlabOptions::default() };
         let type_safe = SlabOptions { type_safe: true, ..plain };
+        let anon_vma = SlabOptions { ctor: Some(AnonVma::<P>::construct), ..type_safe };
         let vma = SlabOptions { rcu_head: Some(offset_of!(Vma<'static, P>, rcu)), ..plain };
         Ok(Self {
             xa_node: SlabNodes::cache(memory)?,
             folio: TypeSafeCache::new(memory, "folio", plain)?,
             ptdesc: KmemCache::of::<PtDesc, P>(memory, "ptdesc", type_safe)?,
             vma: KmemCache::of::<Vma<'static, P>, P>(memory, "vma", vma)?,
-            anon_vma: KmemCache::new(
+            anon_vma: KmemCache::of::<AnonVma<'static, P>, P>(memory, "anon_vma", anon_vma)?,
+            anon_vma_chain: KmemCache::of::<AnonVmaChain<'static, P>, P>(
                 memory,
-                "anon_vma",
-                size_of::<AnonVma<'static, P>>().max(16),
-                SlabOptions { align: align_of::<AnonVma<'static, P>>(), ..plain },
+                "anon_vma_chain",
+                plain,
             )?,
             space: KmemCache::of::<AddressSpace<'static, P>, P>(memory, "space", plain)?,
-            file: KmemCache::new(
-                memory,
-                "file",
-                size_of::<FileMapping<'static, P>>().max(16),
-                SlabOptions { align: align_of::<FileMapping<'static, P>>(), ..plain },
-            )?,
+            file: KmemCache::of::<FileMapping<'static, P>, P>(memory, "file", plain)?,
         })
     }
 
     /// All of them, for the census.
-    pub fn all(&self) -> [&KmemCache; 7] {
+    pub fn all(&self) -> [&KmemCache; 8] {
         [
             &self.xa_node,
             self.folio.kmem(),
             &self.ptdesc,
             &self.vma,
             &self.anon_vma,
+            &self.anon_vma_chain,
             &self.space,
             &self.file,
         ]
@@ -176,12 +175,21 @@ pub struct Mm<'m, P: Platform> {
     base: &'m Base<P>,
     /// What page faults did.
     pub(crate) faults: FaultCounters,
+    /// All files.
+    pub(crate) files: Files<'m, P>,
+    /// Large folios that are mapped in part.
+    pub(crate) deferred_split: DeferredSplit,
 }
 
 impl<'m, P: Platform> Mm<'m, P> {
     /// The memory manager over `base`, without a process.
     pub const fn new(base: &'m Base<P>) -> Self {
-        Self { base, faults: FaultCounters::new() }
+        Self {
+            base,
+            faults: FaultCounters::new(),
+            files: Files::new(),
+            deferred_split: DeferredSplit::new(),
+        }
     }
 
     /// What it stands on.

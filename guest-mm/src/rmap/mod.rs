@@ -2,8 +2,18 @@
 //!
 //! Anonymous folios know their [`AnonVma`], whose interval tree holds the VMAs
 //! that may map them; file folios know their file mapping, which has such a
-//! tree too.
+//! tree too. `docs/rmap.md` has the scheme and the lock rules.
 
+mod account;
+mod adjust;
 mod anon_vma;
+mod chain;
+mod interval;
+mod unmap;
+mod walk;
 
+pub use account::MappedBy;
 pub use anon_vma::AnonVma;
+pub use chain::{AnonVmaChain, VmaRmap};
+pub use interval::{BrokenTree, IntervalNode, IntervalTree};
+pub use walk::FolioSpan;

@@ -9,7 +9,7 @@ use crate::addr::{VaRange, VirtAddr};
 use crate::pagecache::FileMapping;
 use crate::platform::Platform;
 use crate::rcu::RcuHead;
-use crate::rmap::AnonVma;
+use crate::rmap::{AnonVma, VmaRmap};
 use crate::sync::shim::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 bitflags! {
@@ -62,6 +62,8 @@ pub struct Vma<'m, P: Platform> {
     pub(crate) file: Option<NonNull<FileMapping<'m, P>>>,
     /// Where its anonymous folios are looked up; null until the first one.
     pub(crate) anon_vma: AtomicPtr<AnonVma<'m, P>>,
+    /// Its places in reverse maps.
+    pub(crate) rmap: VmaRmap<'m, P>,
     /// Readers, or a writer: see `space::vma_lock`.
     pub(crate) lock: AtomicU32,
     /// Frees it after a grace period.

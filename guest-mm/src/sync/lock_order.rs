@@ -25,6 +25,8 @@ pub enum LockClass {
     Mmap,
     /// A VMA's own lock.
     Vma,
+    /// The list of files; a file's length and contents.
+    Files,
     /// A folio's lock; never waited for below it.
     Folio,
     /// Reverse maps: per file and per anonymous region.

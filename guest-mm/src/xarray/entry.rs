@@ -131,7 +131,6 @@ impl<T> fmt::Debug for Entry<T> {
 }
 
 /// What stands at an index.
-#[derive(PartialEq, Eq)]
 pub enum Content<T> {
     /// Nothing.
     Empty,
@@ -148,6 +147,15 @@ impl<T> Clone for Content<T> {
 }
 
 impl<T> Copy for Content<T> {}
+
+// By hand, as for `Entry`.
+impl<T> PartialEq for Content<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_raw() == other.to_raw()
+    }
+}
+
+impl<T> Eq for Content<T> {}
 
 impl<T> fmt::Debug for Content<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,0 +1,161 @@
+//! Reading, writing and cutting files.
+
+use abi::{PAGE_SHIFT, PAGE_SIZE};
+
+use super::FileMapping;
+use crate::buddy::Gfp;
+use crate::errno::Errno;
+use crate::folio::LockedFolio;
+use crate::mm::Mm;
+use crate::platform::Platform;
+use crate::sync::shim::Ordering;
+
+/// One past the largest length of a file, in bytes: page offsets of ranges stay below 2^64.
+pub const SIZE_LIMIT: u64 = 1 << 62;
+
+impl<'m, P: Platform> Mm<'m, P> {
+    /// Copies bytes of a file from `offset` on, up to its end. Returns how many.
+    pub fn read_file(&self, file: &FileMapping<'m, P>, offset: u64, out: &mut [u8]) -> usize {
+        let left = usize::try_from(file.size().saturating_sub(offset)).unwrap_or(usize::MAX);
+        let length = out.len().min(left);
+        let mut done = 0;
+        while done < length {
+            let at = offset + done as u64;
+            let in_page = usize::try_from(PAGE_SIZE - at % PAGE_SIZE).unwrap_or(0);
+            let part = &mut out[done..length.min(done + in_page)];
+            match self.find_get_folio(file, at >> PAGE_SHIFT) {
+                Some(folio) => {
+                    self.read_folio(&folio, at - (folio.index() << PAGE_SHIFT), part);
+                    self.put(folio);
+                }
+                None => part.fill(0),
+            }
+            done += part.len();
+        }
+        length
+    }
+
+    /// Copies `bytes` into a file from `offset` on, which grows to hold them. Returns how many.
+    ///
+    /// # Errors
+    /// EINVAL if the end would lie beyond [`SIZE_LIMIT`]; ENOMEM if not even the
+    /// first page could be had, otherwise the write is short.
+    pub fn write_file(
+        &self,
+        file: &FileMapping<'m, P>,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<usize, Errno> {
+        let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= SIZE_LIMIT);
+        end.ok_or(Errno::EINVAL)?;
+        // Others may neither cut nor grow it meanwhile.
+        let resize = file.resize.write(self.platform());
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            let in_page = usize::try_from(PAGE_SIZE - at % PAGE_SIZE).unwrap_or(0);
+            let part = &bytes[done..bytes.len().min(done + in_page)];
+            let folio = match self.grab_folio(file, at >> PAGE_SHIFT, Gfp::USER) {
+                Ok(folio) => folio,
+                Err(_) if done > 0 => break,
+                Err(fault) => return Err(fault.into()),
+            };
+            self.write_folio(&folio, at - (folio.index() << PAGE_SHIFT), part);
+            self.mark_folio_dirty(&folio);
+            done += part.len();
+            file.size.fetch_max(offset + done as u64, Ordering::AcqRel);
+            self.put(folio.unlock());
+        }
+        drop(resize);
+        Ok(done)
+    }
+
+    /// Sets a file's length. What lies beyond a lower one is gone for all: bytes
+    /// read as zeros if the file grows again, and accesses by mappings fault.
+    ///
+    /// # Errors
+    /// EINVAL beyond [`SIZE_LIMIT`].
+    pub fn truncate_file(&self, file: &FileMapping<'m, P>, size: u64) -> Result<(), Errno> {
+        if size > SIZE_LIMIT {
+            return Err(Errno::EINVAL);
+        }
+        let resize = file.resize.write(self.platform());
+        // First the end, so that no fault maps a page beyond it once its folio is unlocked.
+        let old = file.size.swap(size, Ordering::AcqRel);
+        if size < old {
+            self.discard_from(file, size);
+        }
+        drop(resize);
+        Ok(())
+    }
+
+    /// Makes `length` bytes of a file from `offset` on read as zeros and gives whole pages
+    /// back, the length of the file staying as it is (`FALLOC_FL_PUNCH_HOLE`).
+    ///
+    /// # Errors
+    /// EINVAL for no bytes, or beyond [`SIZE_LIMIT`].
+    pub fn punch_hole(
+        &self,
+        file: &FileMapping<'m, P>,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), Errno> {
+        let end = offset.checked_add(length).filter(|&end| length > 0 && end <= SIZE_LIMIT);
+        let end = end.ok_or(Errno::EINVAL)?;
+        let resize = file.resize.write(self.platform());
+        self.discard(file, offset, end);
+        drop(resize);
+        Ok(())
+    }
+
+    /// Takes all folios out of a file that nobody maps or uses any more.
+    pub(super) fn evict_file(&self, file: &FileMapping<'m, P>) {
+        self.discard_from(file, 0);
+        debug_assert!(file.pages.is_empty(), "{file:?} has folios left");
+    }
+
+    fn discard_from(&self, file: &FileMapping<'m, P>, offset: u64) {
+        self.discard(file, offset, u64::MAX);
+    }
+
+    /// Drops the bytes `offset..end`: whole folios from the cache, parts by zeros.
+    fn discard(&self, file: &FileMapping<'m, P>, offset: u64, end: u64) {
+        let (first, last) = (offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT);
+        self.unmap_file_range(file, offset.div_ceil(PAGE_SIZE), end >> PAGE_SHIFT);
+        let mut index = first;
+        while let Some(found) = file.pages.find(index..=last) {
+            let next = found.last().checked_add(1);
+            match self.find_get_folio(file, found.index.max(index)) {
+                Some(folio) => {
+                    let folio = folio.into_locked(self.platform());
+                    if folio.is_at(file.token(), found.index.max(index)) {
+                        self.discard_folio(&folio, offset, end);
+                    }
+                    self.put(folio.unlock());
+                }
+                // Somebody else took it out.
+                None => continue,
+            }
+            match next {
+                Some(next) if next <= last => index = next,
+                Some(_) | None => break,
+            }
+        }
+    }
+
+    /// Drops what `offset..end` has of a locked folio.
+    fn discard_folio(&self, folio: &LockedFolio<'m, P>, offset: u64, end: u64) {
+        let start = folio.index() << PAGE_SHIFT;
+        let length = folio.pages().bytes();
+        let from = offset.saturating_sub(start);
+        let to = end.saturating_sub(start).min(length);
+        if from == 0 && to == length {
+            // A fault that held the lock may have mapped it since.
+            self.unmap_folio(folio);
+            self.remove_from_page_cache(folio.reference());
+        } else {
+            self.zero_folio(folio, from, to.saturating_sub(from));
+            self.mark_folio_dirty(folio);
+        }
+    }
+}
