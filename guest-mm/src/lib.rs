@@ -37,6 +37,7 @@ pub mod slab;
 #[cfg(not(loom))]
 pub mod space;
 pub mod store;
+pub mod swap;
 pub mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -23,6 +23,7 @@ use crate::rcu::{Callbacks, Rcu};
 use crate::rmap::{AnonVma, AnonVmaChain};
 use crate::slab::{CacheError, KmemCache, SlabOptions, TypeSafeCache};
 use crate::space::{AddressSpace, Vma};
+use crate::swap::Swap;
 use crate::xarray::SlabNodes;
 
 /// What everything else stands on.
@@ -179,6 +180,8 @@ pub struct Mm<'m, P: Platform> {
     pub(crate) files: Files<'m, P>,
     /// Large folios that are mapped in part.
     pub(crate) deferred_split: DeferredSplit,
+    /// Where anonymous pages go.
+    pub(crate) swap: Swap<'m, P>,
 }
 
 impl<'m, P: Platform> Mm<'m, P> {
@@ -189,6 +192,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             faults: FaultCounters::new(),
             files: Files::new(),
             deferred_split: DeferredSplit::new(),
+            swap: Swap::new(),
         }
     }
 

@@ -45,6 +45,8 @@ pub enum LockClass {
     Slab,
     /// The LRU lists.
     Lru,
+    /// The free slots of a swap device.
+    Swap,
     /// One CPU's page lists.
     Pcp,
     /// A zone's free lists.

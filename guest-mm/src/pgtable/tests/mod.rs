@@ -258,7 +258,7 @@ const PRIVATE: ForkRules = ForkRules { sharing: Sharing::Private, child_has_uffd
 
 /// After all spaces are gone nothing of them is left.
 fn nothing_left(base: &Mem) {
-    base.rcu.synchronize(std::thread::yield_now);
+    base.rcu.synchronize(base.platform());
     while base.reap_tables(64) > 0 {}
     let census = base.memory.census();
     assert!(census.is_consistent());
