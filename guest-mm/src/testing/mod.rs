@@ -4,6 +4,7 @@
 //! their dev-dependencies.
 
 mod faults;
+pub mod mmu;
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -15,9 +16,10 @@ use std::vec::Vec;
 use abi::{PAGE_SIZE, PageCount, Pfn, PfnRange};
 
 pub use faults::FaultPlan;
+use mmu::Mmu;
 
 use crate::memory::Memory;
-use crate::platform::{FaultSite, MAX_CPUS, Platform};
+use crate::platform::{CpuSet, FaultSite, MAX_CPUS, Platform, TlbFlush};
 use crate::sync::HeldLocks;
 
 std::thread_local! {
@@ -33,6 +35,7 @@ pub struct TestPlatform {
     clock_ns: AtomicU64,
     faults: FaultPlan,
     locks: HeldLocks,
+    mmu: Mmu,
 }
 
 /// Makes the calling thread CPU `cpu` of every [`TestPlatform`].
@@ -83,12 +86,18 @@ impl TestPlatform {
             clock_ns: AtomicU64::new(0),
             faults: FaultPlan::new(seed),
             locks: HeldLocks::new(),
+            mmu: Mmu::new(seed),
         }
     }
 
     /// The faults, to be switched on.
     pub const fn faults(&self) -> &FaultPlan {
         &self.faults
+    }
+
+    /// The MMUs of its CPUs.
+    pub const fn mmu(&self) -> &Mmu {
+        &self.mmu
     }
 
     /// Lets virtual time pass.
@@ -140,6 +149,15 @@ unsafe impl Platform for TestPlatform {
 
     fn relax(&self) {
         std::thread::yield_now();
+    }
+
+    fn load_root(&self, _root: Option<Pfn>) {
+        // Accesses name the root themselves: several threads may be one CPU.
+        self.mmu.load_root(self.cpu());
+    }
+
+    fn flush_tlb(&self, root: Pfn, cpus: CpuSet, what: TlbFlush) {
+        self.mmu.flush(root, cpus, what);
     }
 
     fn held_locks(&self) -> Option<&HeldLocks> {
@@ -220,6 +238,18 @@ unsafe impl<P: Platform + Send> Platform for Arc<P> {
 
     fn relax(&self) {
         P::relax(self);
+    }
+
+    fn init_root(&self, table: NonNull<u64>) {
+        P::init_root(self, table);
+    }
+
+    fn load_root(&self, root: Option<Pfn>) {
+        P::load_root(self, root);
+    }
+
+    fn flush_tlb(&self, root: Pfn, cpus: CpuSet, what: TlbFlush) {
+        P::flush_tlb(self, root, cpus, what);
     }
 
     fn kick(&self, cpus: crate::platform::CpuSet) {
