@@ -12,6 +12,8 @@ pub enum Errno {
     ENOENT = 2,
     /// Input or output failed.
     EIO = 5,
+    /// No file.
+    EBADF = 9,
     /// Try again.
     EAGAIN = 11,
     /// Out of memory, or a hole where there should be a mapping.
@@ -48,6 +50,7 @@ impl Errno {
             Self::EPERM => "EPERM",
             Self::ENOENT => "ENOENT",
             Self::EIO => "EIO",
+            Self::EBADF => "EBADF",
             Self::EAGAIN => "EAGAIN",
             Self::ENOMEM => "ENOMEM",
             Self::EACCES => "EACCES",

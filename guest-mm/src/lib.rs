@@ -34,7 +34,6 @@ pub mod rmap;
 #[cfg(not(loom))]
 pub mod scenario;
 pub mod slab;
-#[cfg(not(loom))]
 pub mod space;
 pub mod store;
 pub mod swap;

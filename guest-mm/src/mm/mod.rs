@@ -19,12 +19,14 @@ use crate::memory::{AllocError, Memory};
 use crate::pagecache::{FileMapping, Files};
 use crate::pgtable::{PtDesc, TableState};
 use crate::platform::Platform;
-use crate::rcu::{Callbacks, Rcu};
+use crate::rcu::{Callbacks, DeferQueue, Rcu};
 use crate::rmap::{AnonVma, AnonVmaChain};
 use crate::slab::{CacheError, KmemCache, SlabOptions, TypeSafeCache};
 use crate::space::{AddressSpace, Vma};
 use crate::swap::Swap;
-use crate::xarray::SlabNodes;
+use crate::sync::shim::AtomicU32;
+use crate::sync::{LockClass, SpinLock};
+use crate::xarray::{SlabNodes, XArray};
 
 /// What everything else stands on.
 #[derive(Debug)]
@@ -174,6 +176,12 @@ impl<P: Platform> Base<P> {
 /// The memory manager.
 pub struct Mm<'m, P: Platform> {
     base: &'m Base<P>,
+    /// All spaces by number, for walks over them.
+    pub(crate) spaces: XArray<'m, SlabNodes<'m, P>, AddressSpace<'m, P>>,
+    /// The next space's number.
+    pub(crate) next_id: AtomicU32,
+    /// Spaces that wait for a grace period.
+    pub(crate) dead_spaces: SpinLock<DeferQueue<AddressSpace<'m, P>>>,
     /// What page faults did.
     pub(crate) faults: FaultCounters,
     /// All files.
@@ -186,9 +194,12 @@ pub struct Mm<'m, P: Platform> {
 
 impl<'m, P: Platform> Mm<'m, P> {
     /// The memory manager over `base`, without a process.
-    pub const fn new(base: &'m Base<P>) -> Self {
+    pub fn new(base: &'m Base<P>) -> Self {
         Self {
             base,
+            spaces: XArray::new(&base.rcu, base.xa_nodes()),
+            next_id: AtomicU32::new(1),
+            dead_spaces: SpinLock::new(LockClass::Rcu, DeferQueue::new()),
             faults: FaultCounters::new(),
             files: Files::new(),
             deferred_split: DeferredSplit::new(),

@@ -2,75 +2,44 @@
 //!
 //! An [`AddressSpace`] is Linux's `mm_struct`. Lock order: the space's lock,
 //! then a VMA's, then what maps and page tables need
-//! ([`crate::sync::lock_order`]).
+//! ([`crate::sync::lock_order`]). Who holds the space's lock for writing may
+//! change any VMA after [`vma_lock::VmaLock::start_write`]; who only wants to
+//! fault takes one VMA's lock ([`AddressSpace::vma_read`]). docs/address-space.md
+//! tells the whole.
 
 #![allow(dead_code, reason = "until its calls have landed")]
 
+#[cfg(not(loom))]
+mod gaps;
+#[cfg(not(loom))]
+mod lifetime;
+#[cfg(not(loom))]
+mod lookup;
+#[cfg(not(loom))]
+mod mmap;
+#[cfg(not(loom))]
+mod munmap;
+#[cfg(not(loom))]
+mod object;
+#[cfg(not(loom))]
+mod removal;
+#[cfg(not(loom))]
+mod split;
+#[cfg(not(loom))]
 mod vma;
+pub mod vma_lock;
 
-use core::sync::atomic::{AtomicBool, AtomicU64};
+#[cfg(not(loom))]
+pub use {
+    lifetime::{SpaceGrab, SpaceRef},
+    lookup::{SpaceReadGuard, SpaceWriteGuard, VmaGuard, Vmas},
+    mmap::{MapFlags, MapSource, MmapArgs},
+    structure::{AddressSpace, MAX_MAP_COUNT},
+    vma::{VmFlags, Vma},
+};
 
-use abi::Pfn;
+#[cfg(not(loom))]
+mod structure;
 
-pub use vma::{VmFlags, Vma};
-
-use crate::mm::Base;
-use crate::pgtable::Tables;
-use crate::platform::{AtomicCpuSet, Platform};
-use crate::sync::RwLock;
-use crate::xarray::{SlabNodes, XArray};
-
-/// A process as memory sees it.
-pub struct AddressSpace<'m, P: Platform> {
-    /// What lies below.
-    pub(crate) base: &'m Base<P>,
-    /// Tells spaces apart in output; never reused.
-    pub(crate) id: u32,
-    /// The mmap lock: read for looking VMAs up and faulting, write for changing them.
-    pub(crate) lock: RwLock<SpaceState>,
-    /// VMAs by page number, each over its whole range; looked up without a lock under a read section.
-    pub(crate) vmas: XArray<'m, SlabNodes<'m, P>, Vma<'m, P>>,
-    /// The root page table.
-    pub(crate) root: Pfn,
-    /// CPUs that have the root loaded: whom a flush must reach.
-    pub(crate) cpus: AtomicCpuSet,
-    /// What it has mapped.
-    pub(crate) rss: Rss,
-    /// Chosen by the OOM killer or exiting: faults end in an error.
-    pub(crate) dead: AtomicBool,
-}
-
-/// What the mmap lock guards beside the tree.
-#[derive(Debug, Default)]
-pub(crate) struct SpaceState {
-    /// VMAs in the tree.
-    pub(crate) map_count: u32,
-    /// Pages that the VMAs span.
-    pub(crate) total_pages: u64,
-}
-
-/// Pages that a space has in memory, in swap and in page tables. A PMD leaf counts 512.
-#[derive(Debug, Default)]
-pub(crate) struct Rss {
-    pub(crate) anon: AtomicU64,
-    pub(crate) file: AtomicU64,
-    pub(crate) swap: AtomicU64,
-    pub(crate) tables: AtomicU64,
-}
-
-impl<P: Platform> AddressSpace<'_, P> {
-    /// Its number.
-    pub const fn id(&self) -> u32 {
-        self.id
-    }
-
-    /// Its root page table.
-    pub const fn root(&self) -> Pfn {
-        self.root
-    }
-
-    /// Its page tables.
-    pub fn tables(&self) -> Tables<'_, P> {
-        Tables::new(self.base, self.root, &self.cpus, &self.rss.tables)
-    }
-}
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -106,6 +106,16 @@ pub(crate) fn note_release<P: Platform>(platform: &P, class: LockClass, nesting:
     }
 }
 
+/// Notes a lock of another make that this CPU has taken.
+pub(crate) fn note_held<P: Platform>(platform: &P, class: LockClass) {
+    note_acquire(platform, class, Nesting::Outermost);
+}
+
+/// Notes that this CPU has let go of it.
+pub(crate) fn note_let_go<P: Platform>(platform: &P, class: LockClass) {
+    note_release(platform, class, Nesting::Outermost);
+}
+
 #[cfg(debug_assertions)]
 fn held_mask<P: Platform>(platform: &P) -> Option<&AtomicU32> {
     platform.held_locks()?.per_cpu.get(platform.cpu())

@@ -10,6 +10,7 @@ pub mod shim;
 pub mod spinlock;
 
 pub use lock_order::{HeldLocks, LockClass};
+pub(crate) use lock_order::{note_held, note_let_go};
 pub use rwlock::{ReadLockGuard, RwLock, WriteLockGuard};
 pub use spinlock::{SpinGuard, SpinLock};
 
