@@ -30,6 +30,8 @@ pub mod pgtable;
 pub mod platform;
 pub mod rcu;
 #[cfg(not(loom))]
+pub mod reclaim;
+#[cfg(not(loom))]
 pub mod rmap;
 #[cfg(not(loom))]
 pub mod scenario;

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use abi::Pfn;
 
 use super::speculative::{Glance, glance};
-use super::{Folio, FolioFlags, FolioKind, FolioPin, FolioRef, FrozenFolio, NoFolio};
+use super::{Folio, FolioKind, FolioPin, FolioRef, FrozenFolio, NoFolio};
 use crate::buddy::Gfp;
 use crate::memdesc::{Order, TransitionError};
 use crate::memory::{AllocError, FrozenFrames};
@@ -103,7 +103,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// Takes a folio that is being freed off whatever list it is on.
     fn leave_lists(&self, folio: &FrozenFolio<'m>) {
         self.undefer_split(folio);
-        debug_assert!(!folio.has(FolioFlags::LRU), "LRU lists are not there yet");
+        self.lru_remove(folio);
     }
 
     /// One more reference to a folio that the caller's borrow keeps.

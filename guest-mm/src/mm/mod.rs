@@ -20,6 +20,7 @@ use crate::pagecache::{FileMapping, Files};
 use crate::pgtable::{PtDesc, TableState};
 use crate::platform::Platform;
 use crate::rcu::{Callbacks, DeferQueue, Rcu};
+use crate::reclaim::Lru;
 use crate::rmap::{AnonVma, AnonVmaChain};
 use crate::slab::{CacheError, KmemCache, SlabOptions, TypeSafeCache};
 use crate::space::{AddressSpace, Vma};
@@ -188,6 +189,8 @@ pub struct Mm<'m, P: Platform> {
     pub(crate) files: Files<'m, P>,
     /// Large folios that are mapped in part.
     pub(crate) deferred_split: DeferredSplit,
+    /// Folios in the order in which reclaim looks at them.
+    pub(crate) lru: Lru,
     /// Where anonymous pages go.
     pub(crate) swap: Swap<'m, P>,
 }
@@ -203,6 +206,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             faults: FaultCounters::new(),
             files: Files::new(),
             deferred_split: DeferredSplit::new(),
+            lru: Lru::new(),
             swap: Swap::new(),
         }
     }

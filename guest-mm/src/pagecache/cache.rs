@@ -108,6 +108,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             });
         }
         file.cached.fetch_add(pages, Ordering::Relaxed);
+        self.lru_add(folio);
         Ok(())
     }
 

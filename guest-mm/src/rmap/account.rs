@@ -40,6 +40,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         debug_assert!(folio.is_anon() && !folio.is_mapped(), "{folio:?} is not new");
         folio.set_flags(FolioFlags::SWAPBACKED);
         self.set_anon(&folio, vma, head, true);
+        self.lru_add(&folio);
         self.add_leaf(folio);
     }
 
@@ -59,6 +60,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         if folio.mapping.load(Ordering::Relaxed) == 0 {
             self.set_anon(&folio, vma, head, exclusive);
         }
+        self.lru_add(&folio);
         self.add_leaf(folio);
     }
 

@@ -1,0 +1,27 @@
+//! Reclaim on the host.
+
+mod lru;
+
+use crate::buddy::Gfp;
+use crate::folio::{FolioFlags, FolioKind, FolioRef};
+use crate::memdesc::Order;
+use crate::mm::{Base, Mm};
+use crate::testing::{self, TestPlatform};
+
+type TestMm<'m> = Mm<'m, TestPlatform>;
+
+fn with_mm(pages: u64, test: impl FnOnce(&TestMm<'_>)) {
+    let base = Base::new(testing::memory(pages)).unwrap();
+    let mm = Mm::new(&base);
+    test(&mm);
+    assert!(mm.lru_census(&mut |folio| panic!("{folio:?} is on the wrong list")));
+    assert_eq!(mm.lru_counts().total_pages(), 0, "folios stayed on lists");
+}
+
+/// A folio that the test alone has, on its inactive list.
+fn listed<'m>(mm: &TestMm<'m>, kind: FolioKind) -> FolioRef<'m> {
+    let folio = mm.alloc_folio(Order::ZERO, Gfp::USER, kind).unwrap();
+    folio.set_flags(FolioFlags::UPTODATE);
+    mm.lru_add(&folio);
+    folio
+}
