@@ -8,76 +8,23 @@
 #![cfg(loom)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::alloc::{Layout, alloc, dealloc};
-use std::cell::RefCell;
-use std::ptr::NonNull;
-
 use guest_mm::rcu::Rcu;
-use guest_mm::xarray::{Content, Entry, Mutant, Node, NodeAlloc, XArray};
+use guest_mm::xarray::{Content, Entry, Mutant, XArray};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicPtr, Ordering};
 use loom::thread;
 
-#[path = "support/no_ram.rs"]
-mod no_ram;
+#[path = "support/loom_nodes.rs"]
+mod loom_nodes;
 
-use no_ram::NoRam;
+use loom_nodes::Nodes;
 
 /// Explores `model` with at most `preemptions` involuntary switches.
 fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
     builder.check(model);
-}
-
-/// Nodes from the heap that are handed out again at once and freed at the end.
-struct Nodes {
-    platform: NoRam,
-    // Only the writer allocates and frees: the mutex is never contended, and
-    // loom need not know of it.
-    free: std::sync::Mutex<Vec<usize>>,
-    all: std::sync::Mutex<Vec<usize>>,
-}
-
-impl Nodes {
-    fn new() -> Self {
-        Self { platform: NoRam, free: Default::default(), all: Default::default() }
-    }
-}
-
-// SAFETY: heap memory of the node's layout, which stays until the end.
-unsafe impl NodeAlloc for Nodes {
-    type Platform = NoRam;
-
-    fn platform(&self) -> &NoRam {
-        &self.platform
-    }
-
-    fn alloc_node(&self) -> Option<NonNull<Node>> {
-        let address = self.free.lock().unwrap().pop().unwrap_or_else(|| {
-            // SAFETY: a node is not zero-sized.
-            let memory = unsafe { alloc(Layout::new::<Node>()) };
-            let address = memory.expose_provenance();
-            self.all.lock().unwrap().push(address);
-            address
-        });
-        NonNull::new(std::ptr::with_exposed_provenance_mut(address))
-    }
-
-    unsafe fn free_node(&self, node: NonNull<Node>) {
-        self.free.lock().unwrap().push(node.as_ptr().expose_provenance());
-    }
-}
-
-impl Drop for Nodes {
-    fn drop(&mut self) {
-        for &address in self.all.get_mut().unwrap().iter() {
-            let memory = std::ptr::with_exposed_provenance_mut(address);
-            // SAFETY: from `alloc_node`, with this layout; the array is gone.
-            unsafe { dealloc(memory, Layout::new::<Node>()) };
-        }
-    }
 }
 
 type Array = XArray<'static, Nodes>;

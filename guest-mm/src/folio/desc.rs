@@ -47,7 +47,7 @@ bitflags! {
 }
 
 /// Where the order stands in the flags word.
-const ORDER_SHIFT: u32 = 24;
+pub(super) const ORDER_SHIFT: u32 = 24;
 
 /// A folio's descriptor.
 ///
@@ -103,20 +103,6 @@ impl Folio {
             lru: [AtomicU64::new(0), AtomicU64::new(0)],
             private: AtomicU64::new(0),
         }
-    }
-
-    /// Fills the fields of a descriptor whose count is 0. Relaxed: the words
-    /// that publish it, and the count, are stored with Release afterwards.
-    pub(crate) fn describe(&self, pfn: Pfn, order: Order, kind: FolioKind) {
-        self.mapcount.store(0, Ordering::Relaxed);
-        self.pincount.store(0, Ordering::Relaxed);
-        let flags = kind.flags().bits() | order.get() << ORDER_SHIFT;
-        self.flags.store(flags, Ordering::Relaxed);
-        self.mapping.store(0, Ordering::Relaxed);
-        self.index.store(0, Ordering::Relaxed);
-        self.pfn.store(pfn.number(), Ordering::Relaxed);
-        self.private.store(0, Ordering::Relaxed);
-        self.lru.iter().for_each(|link| link.store(0, Ordering::Relaxed));
     }
 
     /// What it holds.

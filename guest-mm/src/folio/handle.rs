@@ -13,7 +13,11 @@ use core::fmt;
 use core::ops::Deref;
 use core::ptr::NonNull;
 
-use super::Folio;
+use abi::Pfn;
+
+use super::desc::ORDER_SHIFT;
+use super::{Folio, FolioKind};
+use crate::memdesc::Order;
 use crate::sync::shim::{Ordering, fence};
 
 /// References that a folio can have; beyond, speculative readers fail.
@@ -219,12 +223,35 @@ impl<'m> FrozenFolio<'m> {
         Self(folio)
     }
 
+    /// Makes it describe a block of memory, in no mapping.
+    ///
+    /// Relaxed: the words that publish it, and the count, are stored with Release afterwards.
+    pub fn describe(&self, pfn: Pfn, order: Order, kind: FolioKind) {
+        let folio = self.0;
+        #[cfg(loom)]
+        if super::mutant::Mutant::PlainRefcount.is_active() {
+            folio.refcount.store(1, Ordering::Relaxed);
+        }
+        folio.mapcount.store(0, Ordering::Relaxed);
+        folio.pincount.store(0, Ordering::Relaxed);
+        let flags = kind.flags().bits() | order.get() << ORDER_SHIFT;
+        folio.flags.store(flags, Ordering::Relaxed);
+        folio.mapping.store(0, Ordering::Relaxed);
+        folio.index.store(0, Ordering::Relaxed);
+        folio.pfn.store(pfn.number(), Ordering::Relaxed);
+        folio.private.store(0, Ordering::Relaxed);
+        folio.lru.iter().for_each(|link| link.store(0, Ordering::Relaxed));
+    }
+
     /// Ends the freeze with `count` references, of which the handle is one.
     ///
     /// The count goes from 0 to its value by one store and is never written
     /// otherwise, so a speculative reader finds 0 or a published folio.
     pub fn unfreeze(self, count: u32) -> FolioRef<'m> {
-        debug_assert!(count > 0 && self.0.refcount() == 0, "a frozen folio has no reference");
+        debug_assert!(
+            count > 0 && (cfg!(loom) || self.0.refcount() == 0),
+            "a frozen folio has no reference"
+        );
         // Release publishes the fields, and the words stored before, to `try_get`.
         self.0.refcount.store(count, Ordering::Release);
         FolioRef(self.0)
