@@ -24,6 +24,8 @@ use loom_nodes::Nodes;
 fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
+    // Grace periods and retries make long executions; the default is 1,000.
+    builder.max_branches = 10_000;
     builder.check(model);
 }
 
