@@ -7,6 +7,9 @@
 //! * Operations on ranges: [`Tables::zap_range`], [`Tables::change_protection`],
 //!   [`Tables::move_range`], [`Tables::copy_range`], [`Tables::split_pmd`],
 //!   [`Tables::free_tables`]; what is behind leaves is a [`LeafOwner`]'s.
+//! * [`SpaceLeaves`]: the owner of real address spaces' leaves, and the same
+//!   operations as methods of `Mm`.
+//! * [`LeafWalk`]: the leaves of one folio, for reverse maps.
 //! * [`TlbGather`]: nothing is given away before TLBs have forgotten it.
 //!
 //! x86-64, four levels, 4 KiB and 2 MiB mappings. The layout of every bit and
@@ -15,6 +18,8 @@
 mod census;
 mod entry;
 mod gather;
+mod leaf_walk;
+mod owner;
 mod range;
 pub mod softleaf;
 mod table;
@@ -24,6 +29,8 @@ pub use entry::{
     Entry, HwLeaf, LeafSize, PageProt, Pmd, PmdState, Pte, PteState, Size2M, Size4K, UpperState,
 };
 pub use gather::TlbGather;
+pub use leaf_walk::{LeafWalk, Sought, SoughtLeaves};
+pub use owner::{LeafRest, SpaceLeaves};
 pub use range::{
     Duplicate, ForkError, ForkRules, LeafOwner, LeafState, MoveError, Protection, SizedLeaf,
     Unmapped, ZapRules,

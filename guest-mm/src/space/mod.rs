@@ -41,5 +41,8 @@ pub use {
 #[cfg(not(loom))]
 mod structure;
 
+#[cfg(not(loom))]
+pub(crate) use structure::Rss;
+
 #[cfg(all(test, not(loom)))]
 mod tests;

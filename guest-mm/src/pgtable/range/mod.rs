@@ -126,7 +126,7 @@ impl<T> Unmapped<T> {
 }
 
 /// What lies next in a range.
-enum Step<'a, P: Platform> {
+pub(super) enum Step<'a, P: Platform> {
     /// Nothing up to this address.
     Hole(VirtAddr),
     /// A PTE table, for the pages up to this address.
@@ -144,7 +144,7 @@ fn entry_end(at: VirtAddr, level: u32) -> VirtAddr {
 
 impl<'a, P: Platform> Tables<'a, P> {
     /// What lies at `at`, which is below `end`.
-    fn step(&self, at: VirtAddr, end: VirtAddr) -> Step<'a, P> {
+    pub(super) fn step(&self, at: VirtAddr, end: VirtAddr) -> Step<'a, P> {
         loop {
             let is_bad = match self.lock_pte(at) {
                 Ok(guard) => {
@@ -175,11 +175,11 @@ impl<'a, P: Platform> Tables<'a, P> {
 }
 
 /// Whether the directory entry at `at` lies in the range `[at, end)` as a whole.
-fn is_whole(at: VirtAddr, end: VirtAddr) -> bool {
+pub(super) fn is_whole(at: VirtAddr, end: VirtAddr) -> bool {
     at.is_aligned(crate::addr::PMD_SHIFT) && entry_end(at, 1) <= end
 }
 
 /// Pages of `[at, end)`.
-fn pages(at: VirtAddr, end: VirtAddr) -> impl Iterator<Item = VirtAddr> {
+pub(super) fn pages(at: VirtAddr, end: VirtAddr) -> impl Iterator<Item = VirtAddr> {
     VaRange::new(at, end).into_iter().flat_map(VaRange::iter_pages)
 }
