@@ -24,6 +24,8 @@ mod trap;
 mod user;
 mod window;
 
+use core::mem::ManuallyDrop;
+
 use abi::{PageCount, Pfn, PfnRange};
 use guest_kernel::cmdline::StoreKind;
 use guest_kernel::layout::{CPUS, PAGE};
@@ -53,7 +55,8 @@ extern "C" fn kernel_main(start_info_gpa: u64) -> ! {
     let memory = Memory::new(machine, boot.ram.ranges(), boot.reserved())
         .unwrap_or_else(|error| panic!("{error}"));
     let base = Base::new(memory).unwrap_or_else(|error| panic!("{error}"));
-    let mm = Mm::new(&base);
+    // Never dropped: the kernel borrows it for as long as it borrows what it stands on.
+    let mm = ManuallyDrop::new(Mm::new(&base));
     apic::init();
     timer::init();
     irq::unmask();
@@ -62,8 +65,8 @@ extern "C" fn kernel_main(start_info_gpa: u64) -> ! {
         let store = BitmapStore::new(&machine, range, words);
         serve(&boot, &mm, &store.unwrap_or_else(|| unreachable!("counted for the same range")));
     }
-    let store = XArrayStore::new(&base.rcu, base.xa_nodes(), range);
-    serve(&boot, &mm, &store)
+    let store = ManuallyDrop::new(XArrayStore::new(&base.rcu, base.xa_nodes(), range));
+    serve(&boot, &mm, &*store)
 }
 
 /// Memory for a bitmap store over `range`.
