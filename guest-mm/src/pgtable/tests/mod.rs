@@ -2,6 +2,7 @@
 
 mod model;
 mod ranges;
+mod spaces;
 
 use core::sync::atomic::AtomicU64;
 use std::collections::{HashMap, HashSet};
