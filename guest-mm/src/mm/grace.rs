@@ -53,6 +53,7 @@ impl<P: Platform> Base<P> {
         // Objects first, which empty slabs; then the slabs that had to wait.
         for _ in 0..2 {
             self.rcu.synchronize_expedited(self.platform());
+            self.reap_tables(usize::MAX);
             for cache in self.caches.all() {
                 cache.reap(&self.memory, &self.rcu, usize::MAX);
                 cache.shrink(&self.memory);

@@ -12,7 +12,7 @@ use core::mem::offset_of;
 use abi::Pfn;
 
 use crate::buddy::Gfp;
-use crate::fault::FaultCounters;
+use crate::fault::{DeviceSlot, FaultCounters};
 use crate::folio::{DeferredSplit, Folio};
 use crate::memdesc::{BlockKind, Order};
 use crate::memory::{AllocError, Memory};
@@ -185,6 +185,8 @@ pub struct Mm<'m, P: Platform> {
     pub(crate) dead_spaces: SpinLock<DeferQueue<AddressSpace<'m, P>>>,
     /// What page faults did.
     pub(crate) faults: FaultCounters,
+    /// Who gives pages back that a device has.
+    pub(crate) devices: DeviceSlot<'m, P>,
     /// All files.
     pub(crate) files: Files<'m, P>,
     /// Large folios that are mapped in part.
@@ -204,6 +206,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             next_id: AtomicU32::new(1),
             dead_spaces: SpinLock::new(LockClass::Rcu, DeferQueue::new()),
             faults: FaultCounters::new(),
+            devices: DeviceSlot::new(),
             files: Files::new(),
             deferred_split: DeferredSplit::new(),
             lru: Lru::new(),

@@ -64,6 +64,18 @@ impl<'m, P: Platform> Mm<'m, P> {
         self.add_leaf(folio);
     }
 
+    /// Lets walks for an anonymous folio look in `vma`'s own `AnonVma` alone: the
+    /// caller knows that no VMA but `vma` maps it any more. The folio is locked.
+    pub fn move_anon_rmap(&self, folio: &Folio, vma: &Vma<'m, P>) {
+        debug_assert!(folio.is_anon() && folio.is_locked(), "{folio:?}");
+        let own = vma.anon_vma.load(Ordering::Acquire);
+        debug_assert!(!own.is_null(), "a VMA without anon_vma");
+        if !own.is_null() {
+            // Release: as in `set_anon`. The index is the same in all of them.
+            folio.mapping.store(own.expose_provenance() as u64, Ordering::Release);
+        }
+    }
+
     /// Notes a leaf of a page-cache folio; the leaf takes over the reference.
     pub fn add_file_rmap(&self, folio: FolioRef<'m>) {
         debug_assert!(!folio.is_anon(), "{folio:?}");

@@ -2,7 +2,6 @@
 
 mod model;
 mod ranges;
-mod spaces;
 
 use core::sync::atomic::AtomicU64;
 use std::collections::{HashMap, HashSet};
