@@ -8,6 +8,8 @@
 pub mod addr;
 #[cfg(not(loom))]
 pub mod balloon;
+#[cfg(not(loom))]
+pub mod bench;
 pub mod buddy;
 pub mod census;
 #[cfg(not(loom))]

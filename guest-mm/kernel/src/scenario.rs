@@ -139,6 +139,7 @@ pub const NAMES: &[&str] = &[
     "nmi",
     "triple-fault",
     "xarray",
+    "bench-mm",
 ];
 
 impl Call {

@@ -67,6 +67,7 @@ impl<P: Platform> Memory<P> {
     /// # Errors
     /// The ranges make no sense, or there is no room for the tables.
     pub fn new(platform: P, ram: &[PfnRange], reserved: &[PfnRange]) -> Result<Self, InitError> {
+        let began_ns = platform.now_ns();
         let layout = Layout::plan(ram, reserved)?;
         let map = layout.build_tables(&platform);
         let mut zone = Zone::new();
@@ -85,8 +86,10 @@ impl<P: Platform> Memory<P> {
         let counters = AtomicCounters::default();
         counters.note_available(&zone);
         let watermarks = zone.watermarks();
+        let init_ns = platform.now_ns().saturating_sub(began_ns);
         Ok(Self {
             platform,
+            init_ns,
             map,
             zone: SpinLock::new(LockClass::Zone, zone),
             cpus: [0, 1, 2, 3].map(|cpu| SpinLock::new(LockClass::Pcp, CpuLists::new(cpu))),

@@ -37,6 +37,8 @@ pub(crate) use pcp::CpuLists;
 #[derive(Debug)]
 pub struct Memory<P> {
     platform: P,
+    /// What [`Self::new`] took.
+    init_ns: u64,
     map: FrameMap,
     zone: SpinLock<Zone>,
     cpus: [SpinLock<CpuLists>; MAX_CPUS],
@@ -65,6 +67,11 @@ impl<P: Platform> Memory<P> {
     /// The machine.
     pub const fn platform(&self) -> &P {
         &self.platform
+    }
+
+    /// Nanoseconds that the set-up took: words, pageblocks, free lists.
+    pub const fn init_ns(&self) -> u64 {
+        self.init_ns
     }
 
     /// The memory descriptors.

@@ -10,6 +10,7 @@
 //! and after, and takes a census.
 
 mod args;
+mod bench;
 mod census;
 mod failure;
 mod machine;
@@ -36,6 +37,8 @@ pub enum Name {
     Census,
     /// Linux's XArray test.
     XArray,
+    /// Measurements, one line of JSON each.
+    BenchMm,
 }
 
 /// What can be said of a scenario without running it.
@@ -58,7 +61,7 @@ impl fmt::Display for Spec {
 
 impl Name {
     /// All of them, in the order in which they are best run.
-    pub const ALL: &[Self] = &[Self::Census, Self::XArray];
+    pub const ALL: &[Self] = &[Self::Census, Self::XArray, Self::BenchMm];
 
     /// The scenario called `name`.
     pub fn parse(name: &str) -> Option<Self> {
@@ -70,6 +73,7 @@ impl Name {
         let (name, summary) = match self {
             Self::Census => ("census", "counts everything and compares all books"),
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
+            Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
         };
         Spec { name, summary, mutants: &[] }
     }
@@ -210,6 +214,7 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let outcome = match name {
         Name::Census => Ok(()),
         Name::XArray => xarray::run(ctx),
+        Name::BenchMm => bench::run(ctx),
     };
     ctx.machine().leave();
     if let Err(failure) = outcome {

@@ -1,0 +1,25 @@
+//! `bench-mm`: the measurements of [`crate::bench`], one line of JSON each.
+//!
+//! Prints nothing else, so that the host can read the lines; the times are the
+//! machine's own. On the simulated machine, whose clock stands still, it shows
+//! that everything runs and frees what it took.
+
+use super::{Ctx, Machine, Outcome};
+use crate::bench::{Bench, Figure, layout, primitive};
+
+/// Rounds of each measurement, of which the median is told.
+const ROUNDS: u64 = 5;
+
+pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
+    let (base, seed) = (ctx.mm.base(), ctx.args.seed);
+    let rounds = usize::try_from(ctx.rounds(ROUNDS)).unwrap_or(usize::MAX);
+    let machine = ctx.machine();
+    let now = || machine.now_ns();
+    let mut print = |figure: &Figure<'_>| {
+        ctx.print(format_args!("{figure}"));
+        ctx.serve();
+    };
+    let mut bench = Bench::new(&now, rounds, &mut print);
+    primitive::run(base, &mut bench)?;
+    layout::run(&base.memory, &mut bench, seed)
+}
