@@ -135,6 +135,11 @@ impl Folio {
         self.pincount() != 0
     }
 
+    /// Whether it has a mapping: a file folio is in that file's cache then.
+    pub fn has_mapping(&self) -> bool {
+        self.mapping.load(Ordering::Acquire) != 0
+    }
+
     /// Whether any leaf maps it.
     pub fn is_mapped(&self) -> bool {
         self.mapcount() != 0

@@ -4,7 +4,10 @@
 //! [`Mm`] stands on it and has what there is once per machine; calls that need
 //! several parts are its methods, each in the module of its subject.
 
+mod census;
 mod grace;
+
+pub use census::{MmCensus, MmDiscrepancies, MmDiscrepancy};
 
 use core::fmt;
 use core::mem::offset_of;

@@ -3,7 +3,6 @@
 use abi::PageCount;
 
 use super::{Ctx, Machine, Outcome, check_eq};
-use crate::census::CensusScope;
 use crate::memdesc::Kind;
 use crate::mm::Mm;
 
@@ -16,20 +15,27 @@ pub(super) fn settled_free_pages<M: Machine>(mm: &Mm<'_, M>) -> PageCount {
     base.memory.free_pages()
 }
 
-/// Counts everything; prints what does not agree, and for the scenario `census` all figures.
+/// Counts everything; prints what there is, and what does not agree.
 pub(super) fn take<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
-    let base = ctx.mm.base();
-    let scope = CensusScope { caches: &base.caches.all(), ..CensusScope::default() };
-    let census = base.memory.census_of(&scope);
+    ctx.mm.base().settle();
+    let census = ctx.mm.census(&[]);
     for kind in Kind::ALL {
-        let (pages, blocks) = (census.pages(kind).get(), census.blocks(kind));
+        let (pages, blocks) = (census.memory.pages(kind).get(), census.memory.blocks(kind));
         if pages != 0 {
             ctx.print(format_args!("{:<8} {pages:>10} pages {blocks:>8} blocks", kind.name()));
         }
     }
-    let discrepancies = census.discrepancies();
-    for discrepancy in discrepancies.iter() {
+    ctx.print(format_args!(
+        "{} spaces, {} tables, {} leaves, {} folios of which {} cached, {} swap slots in use",
+        census.spaces,
+        census.tables,
+        census.leaves,
+        census.folios,
+        census.cached,
+        census.swap.used + census.swap.cached,
+    ));
+    for discrepancy in census.discrepancies().iter() {
         ctx.print(format_args!("DISCREPANCY: {discrepancy}"));
     }
-    check_eq(discrepancies.total(), 0, "discrepancies")
+    check_eq(census.discrepancies().total(), 0, "discrepancies")
 }

@@ -121,6 +121,15 @@ impl<P: Platform> Mm<'_, P> {
         SwapCensus { free, used, cached, bad, leaves, ..census }
     }
 
+    /// Calls `each` with every slot and the leaves that its word counts.
+    pub(crate) fn for_each_swap_count(&self, each: &mut dyn FnMut(SwapSlot, u32)) {
+        let slots = self.with_area(|area| area.table.slots()).unwrap_or(0);
+        for slot in 0..slots {
+            let Some(Some(word)) = self.with_area(|area| area.table.load(slot)) else { return };
+            each(super::cache::slot_of(slot), word.count());
+        }
+    }
+
     fn knows_its_slot(&self, pfn: Pfn, slot: u32) -> bool {
         let Ok(folio) = self.folio_of(pfn) else { return false };
         let knows = folio.has(FolioFlags::SWAPCACHE) && folio.private() == u64::from(slot);

@@ -27,7 +27,7 @@ mod word;
 #[cfg(not(loom))]
 pub(crate) use area::Swap;
 #[cfg(not(loom))]
-pub use census::{SlotClaims, SwapCensus};
+pub use census::{SlotClaims, SwapCensus, SwapDiscrepancy};
 pub use device::{SLOT_BYTES, SlotBytes, SwapDevice, SwapIoError};
 pub use error::SwapError;
 #[cfg(not(loom))]

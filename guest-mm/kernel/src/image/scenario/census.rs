@@ -1,8 +1,8 @@
-//! `census`: every word, free list, slab and store entry, counted and compared.
+//! `census`: every word, free list, slab, store entry, page table and folio, counted and compared.
 
 use abi::PageCount;
 use guest_kernel::scenario::{FAILURE, SUCCESS};
-use guest_mm::census::{BalloonClaim, CensusScope};
+use guest_mm::census::BalloonClaim;
 use guest_mm::memdesc::{DriverId, Kind};
 use guest_mm::store::PfnStore;
 
@@ -17,9 +17,9 @@ impl<S: PfnStore> Kernel<'_, S> {
         };
         let claim =
             BalloonClaim { driver: DriverId::BALLOON, store: self.store, actual, in_flight };
-        let caches = self.mm.base().caches.all();
-        let scope = CensusScope { balloons: &[claim], caches: &caches };
-        let census = self.memory.census_of(&scope);
+        self.mm.base().settle();
+        let all = self.mm.census(&[claim]);
+        let census = &all.memory;
         for kind in Kind::ALL {
             let (pages, blocks) = (census.pages(kind).get(), census.blocks(kind));
             if pages != 0 {
@@ -33,11 +33,15 @@ impl<S: PfnStore> Kernel<'_, S> {
             census.reported_pages().get(),
             census.offline_total(DriverId::BALLOON).get(),
         ));
-        let discrepancies = census.discrepancies();
+        self.print(format_args!(
+            "{} spaces, {} tables, {} leaves, {} folios",
+            all.spaces, all.tables, all.leaves, all.folios,
+        ));
+        let discrepancies = all.discrepancies();
         for discrepancy in discrepancies.iter() {
             self.print(format_args!("DISCREPANCY: {discrepancy}"));
         }
         self.print(format_args!("{} discrepancies", discrepancies.total()));
-        if census.is_consistent() { SUCCESS } else { FAILURE }
+        if all.is_consistent() { SUCCESS } else { FAILURE }
     }
 }

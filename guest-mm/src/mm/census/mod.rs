@@ -1,0 +1,170 @@
+//! Counts everything that the memory manager has, and checks that all books agree.
+//!
+//! [`Mm::census`] takes the census of frames ([`crate::census`]) and then walks
+//! every page table, every folio, every file's cache and every swap slot. What
+//! one side says of the other is compared without memory for a table of
+//! counts: each folio has a pseudo-random weight, and the sum of weights over
+//! all leaves must be the sum of weight times mapcount over all folios. Any one
+//! difference shows for certain, several of them cancel with a probability of
+//! 2^-64. The same for caches and swap slots. Only when sums differ, folios
+//! are looked at one by one.
+//!
+//! Exact when nobody faults, maps or reclaims, and what waits for readers has been freed
+//! ([`Base::settle`](super::Base::settle)).
+
+mod discrepancy;
+mod files;
+mod folios;
+mod spaces;
+
+pub use discrepancy::{MmDiscrepancies, MmDiscrepancy};
+
+use abi::Pfn;
+
+use super::Mm;
+use crate::census::{BalloonClaim, Census, CensusScope};
+use crate::memdesc::Kind;
+use crate::platform::Platform;
+use crate::swap::SwapCensus;
+
+/// The result of a census of the memory manager.
+#[derive(Debug, Clone)]
+pub struct MmCensus {
+    /// Frames by kind, free lists, slabs.
+    pub memory: Census,
+    /// Address spaces.
+    pub spaces: u64,
+    /// Page tables below the roots.
+    pub tables: u64,
+    /// Leaves that map folios.
+    pub leaves: u64,
+    /// Folios.
+    pub folios: u64,
+    /// Folios in files' caches.
+    pub cached: u64,
+    /// Swap slots.
+    pub swap: SwapCensus,
+    discrepancies: MmDiscrepancies,
+}
+
+impl MmCensus {
+    /// What does not agree, that of the frames included.
+    pub const fn discrepancies(&self) -> &MmDiscrepancies {
+        &self.discrepancies
+    }
+
+    /// Whether all books agree.
+    pub const fn is_consistent(&self) -> bool {
+        self.discrepancies.total() == 0
+    }
+}
+
+/// Sums of weights that must come in pairs.
+#[derive(Debug, Default)]
+struct Sums {
+    /// Over leaves, of their folios' weights.
+    leaves: u64,
+    /// Over folios, of weight times mapcount.
+    mapcounts: u64,
+    /// Sum of mapcounts.
+    mapped: u64,
+    /// Over swap leaves, of their slots' weights.
+    swap_leaves: u64,
+    /// Number of swap leaves.
+    swapped: u64,
+    /// Over entries of files' caches.
+    cached: u64,
+    /// Over folios that say they are in a file's cache.
+    members: u64,
+}
+
+/// The weight of a number: SplitMix64 (Steele, Lea, Flood 2014).
+const fn weight(number: u64) -> u64 {
+    let mut x = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+const fn folio_weight(head: Pfn) -> u64 {
+    weight(head.number())
+}
+
+/// A census under way.
+struct Taking<'a, 'm, P: Platform> {
+    mm: &'a Mm<'m, P>,
+    sums: Sums,
+    census: MmCensus,
+}
+
+impl<'m, P: Platform> Mm<'m, P> {
+    /// Counts everything and compares all books, those of `balloons` included.
+    pub fn census(&self, balloons: &[BalloonClaim<'_>]) -> MmCensus {
+        let scope = CensusScope { balloons, caches: &self.base().caches.all() };
+        let memory = self.memory().census_of(&scope);
+        let census = MmCensus {
+            memory,
+            spaces: 0,
+            tables: 0,
+            leaves: 0,
+            folios: 0,
+            cached: 0,
+            swap: SwapCensus::default(),
+            discrepancies: MmDiscrepancies::default(),
+        };
+        let mut taking = Taking { mm: self, sums: Sums::default(), census };
+        taking.frames();
+        taking.spaces();
+        taking.files();
+        taking.folios();
+        taking.swap();
+        taking.compare();
+        taking.census
+    }
+}
+
+impl<P: Platform> Taking<'_, '_, P> {
+    fn check(&mut self, holds: bool, otherwise: impl FnOnce() -> MmDiscrepancy) {
+        self.census.discrepancies.check(holds, otherwise);
+    }
+
+    /// Takes over what the census of frames found, and counts page tables by their words.
+    fn frames(&mut self) {
+        for found in self.census.memory.discrepancies().clone().iter() {
+            self.census.discrepancies.add(MmDiscrepancy::Memory(*found));
+        }
+        let counters = self.mm.base().table_counters();
+        let counted = counters.allocated.wrapping_sub(counters.freed);
+        let found = self.census.memory.pages(Kind::PtDesc).get();
+        self.check(counted == found, || MmDiscrepancy::TableFrames { counted, found });
+    }
+
+    fn swap(&mut self) {
+        let mut sum = 0u64;
+        let discrepancies = &mut self.census.discrepancies;
+        let swap = self.mm.swap_census(None, &mut |found| {
+            discrepancies.add(MmDiscrepancy::Swap(found));
+        });
+        self.mm.for_each_swap_count(&mut |slot, count| {
+            sum = sum.wrapping_add(weight(slot.get()).wrapping_mul(u64::from(count)));
+        });
+        let (counted, leaves) = (swap.leaves, self.sums.swapped);
+        let agree = counted == leaves && sum == self.sums.swap_leaves;
+        self.check(agree, || MmDiscrepancy::SwapLeaves { counted, leaves });
+        self.census.swap = swap;
+    }
+
+    /// Compares the sums; looks for the culprits if they differ.
+    fn compare(&mut self) {
+        let agree = self.sums.members == self.sums.cached;
+        self.check(agree, || MmDiscrepancy::CacheMembers);
+        if self.sums.leaves != self.sums.mapcounts {
+            let (counted, leaves) = (self.sums.mapped, self.census.leaves);
+            self.census.discrepancies.add(MmDiscrepancy::Mapcounts { counted, leaves });
+            self.find_wrong_mapcounts();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! Every address space: its tables, its leaves, its counters.
+
+use abi::Pfn;
+
+use super::{MmDiscrepancy, Taking, folio_weight, weight};
+use crate::addr::VirtAddr;
+use crate::folio::FolioKind;
+use crate::pgtable::{LeafState, Pte, SizedLeaf, Softleaf, TableDiscrepancy, TableVisitor};
+use crate::platform::Platform;
+use crate::space::AddressSpace;
+use crate::sync::shim::Ordering;
+
+/// The walk over the tables of one space.
+struct SpaceWalk<'t, 'a, 'm, P: Platform> {
+    taking: &'t mut Taking<'a, 'm, P>,
+    space: u32,
+    /// Anonymous, file and swapped pages.
+    rss: [u64; 3],
+}
+
+impl<P: Platform> Taking<'_, '_, P> {
+    /// Walks the page tables of every space.
+    pub(super) fn spaces(&mut self) {
+        let mm = self.mm;
+        let mut from = 0;
+        while let Some(space) = mm.next_space(from) {
+            self.census.spaces += 1;
+            self.space(&space);
+            from = space.id();
+            mm.drop_space(space);
+            let Some(next) = from.checked_add(1) else { break };
+            from = next;
+        }
+    }
+
+    fn space(&mut self, space: &AddressSpace<'_, P>) {
+        let mut walk = SpaceWalk { taking: self, space: space.id(), rss: [0; 3] };
+        let tables = space.tables().visit(&mut walk);
+        let found = walk.rss;
+        self.census.tables += tables;
+        let rss = &space.rss;
+        let counted =
+            [&rss.anon, &rss.file, &rss.swap].map(|counter| counter.load(Ordering::Relaxed));
+        self.check(counted == found, || MmDiscrepancy::Rss { space: space.id(), counted, found });
+    }
+
+    /// Leaves of the folio at `head`, in all spaces.
+    pub(super) fn count_leaves(&self, head: Pfn) -> u64 {
+        let mm = self.mm;
+        let (mut leaves, mut from) = (0, 0);
+        while let Some(space) = mm.next_space(from) {
+            space.tables().for_each_leaf(&mut |_, leaf| {
+                if let LeafState::Present(pte) = leaf.state
+                    && self.head_of(pte.pfn()) == Some(head)
+                {
+                    leaves += 1;
+                }
+            });
+            from = space.id();
+            mm.drop_space(space);
+            let Some(next) = from.checked_add(1) else { break };
+            from = next;
+        }
+        leaves
+    }
+}
+
+impl<P: Platform> SpaceWalk<'_, '_, '_, P> {
+    fn add(&mut self, found: MmDiscrepancy) {
+        self.taking.census.discrepancies.add(found);
+    }
+
+    fn mapped(&mut self, at: VirtAddr, pte: Pte, pages: u64) {
+        let (mm, space) = (self.taking.mm, self.space);
+        if pte.is_special() {
+            return;
+        }
+        let Ok(folio) = mm.folio_of(pte.pfn()) else {
+            return self.add(MmDiscrepancy::NoFolio { space, at, frame: pte.pfn() });
+        };
+        let head = folio.pfn();
+        if pte.pfn().number() + pages > folio.range().end().number() {
+            self.add(MmDiscrepancy::BeyondFolio { space, at, folio: head });
+        }
+        match folio.kind() {
+            FolioKind::Anon => {
+                self.rss[0] += pages;
+                if pte.is_writable() && !pte.is_anon_exclusive() {
+                    self.add(MmDiscrepancy::SharedWritable { space, at, folio: head });
+                }
+                if pte.is_anon_exclusive() && !folio.is_large() && folio.mapcount() > 1 {
+                    self.add(MmDiscrepancy::SharedExclusive { space, at, folio: head });
+                }
+            }
+            FolioKind::File | FolioKind::Device => self.rss[1] += pages,
+        }
+        mm.put(folio);
+        self.taking.census.leaves += 1;
+        let sums = &mut self.taking.sums;
+        sums.leaves = sums.leaves.wrapping_add(folio_weight(head));
+    }
+}
+
+impl<P: Platform> TableVisitor for SpaceWalk<'_, '_, '_, P> {
+    fn leaf(&mut self, at: VirtAddr, leaf: SizedLeaf) {
+        match leaf.state {
+            LeafState::Present(pte) => self.mapped(at, pte, leaf.pages()),
+            LeafState::Soft(soft) => match soft.kind() {
+                Softleaf::Swap { slot, .. } => {
+                    self.rss[2] += 1;
+                    let sums = &mut self.taking.sums;
+                    sums.swapped += 1;
+                    sums.swap_leaves = sums.swap_leaves.wrapping_add(weight(slot.get()));
+                }
+                // What is in flight has no mapcount; nothing else counts.
+                Softleaf::None
+                | Softleaf::MigrationRead(_)
+                | Softleaf::MigrationReadExclusive(_)
+                | Softleaf::MigrationWrite(_)
+                | Softleaf::DevicePrivateRead(_)
+                | Softleaf::DevicePrivateWrite(_)
+                | Softleaf::DeviceExclusive(_)
+                | Softleaf::HwPoison(_)
+                | Softleaf::Marker(_)
+                | Softleaf::MigrationDevicePrivateRead(_)
+                | Softleaf::MigrationDevicePrivateReadExclusive(_)
+                | Softleaf::MigrationDevicePrivateWrite(_) => {}
+            },
+        }
+    }
+
+    fn discrepancy(&mut self, found: TableDiscrepancy) {
+        let space = self.space;
+        self.add(MmDiscrepancy::Tables { space, found });
+    }
+}
