@@ -8,6 +8,7 @@ use crate::errno::Errno;
 use crate::folio::LockedFolio;
 use crate::mm::Mm;
 use crate::platform::Platform;
+use crate::rmap::Unmap;
 use crate::sync::shim::Ordering;
 
 /// One past the largest length of a file, in bytes: page offsets of ranges stay below 2^64.
@@ -115,13 +116,13 @@ impl<'m, P: Platform> Mm<'m, P> {
     }
 
     fn discard_from(&self, file: &FileMapping<'m, P>, offset: u64) {
+        self.unmap_file_range(file, offset.div_ceil(PAGE_SIZE), u64::MAX);
         self.discard(file, offset, u64::MAX);
     }
 
     /// Drops the bytes `offset..end`: whole folios from the cache, parts by zeros.
     fn discard(&self, file: &FileMapping<'m, P>, offset: u64, end: u64) {
         let (first, last) = (offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT);
-        self.unmap_file_range(file, offset.div_ceil(PAGE_SIZE), end >> PAGE_SHIFT);
         let mut index = first;
         while let Some(found) = file.pages.find(index..=last) {
             let next = found.last().checked_add(1);
@@ -150,10 +151,15 @@ impl<'m, P: Platform> Mm<'m, P> {
         let from = offset.saturating_sub(start);
         let to = end.saturating_sub(start).min(length);
         if from == 0 && to == length {
-            // A fault that held the lock may have mapped it since.
-            self.unmap_folio(folio);
+            // Here for a hole; for truncation, if a fault that held the lock mapped it.
+            let unmapped = self.try_to_unmap(folio, Unmap::Drop);
+            debug_assert!(unmapped, "{folio:?} is mapped where its file does not say");
             self.remove_from_page_cache(folio.reference());
         } else {
+            if folio.is_large() {
+                // Pages that go may be mapped; those that stay fault back in.
+                self.try_to_unmap(folio, Unmap::Drop);
+            }
             self.zero_folio(folio, from, to.saturating_sub(from));
             self.mark_folio_dirty(folio);
         }

@@ -10,7 +10,7 @@ use super::range::{LeafState, SizedLeaf, Step, is_whole, pages};
 use super::softleaf::{DevOffset, Location, Target};
 use super::table::{PmdGuard, PteGuard, Tables};
 use crate::addr::{PMD_SHIFT, VaRange, VirtAddr};
-use crate::platform::Platform;
+use crate::platform::{Platform, TlbFlush};
 
 /// Whose leaves to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +61,8 @@ pub struct LeafWalk<'a, P: Platform> {
     held: Held<'a, P>,
     /// The leaf found last.
     found: VirtAddr,
+    /// What to flush before the lock is dropped.
+    stale: Option<(VirtAddr, VirtAddr)>,
 }
 
 /// The lock that the walk holds.
@@ -79,7 +81,7 @@ impl<'a, P: Platform> LeafWalk<'a, P> {
         leaves: SoughtLeaves,
     ) -> Self {
         let (at, end) = (range.start(), range.end());
-        Self { tables, sought, leaves, at, end, held: Held::Nothing, found: at }
+        Self { tables, sought, leaves, at, end, held: Held::Nothing, found: at, stale: None }
     }
 
     /// The next leaf and its first address, which for a PMD leaf may lie before
@@ -99,7 +101,7 @@ impl<'a, P: Platform> LeafWalk<'a, P> {
                 }
                 self.at = until;
             }
-            self.held = Held::Nothing;
+            self.unlock();
             if self.at >= self.end {
                 break;
             }
@@ -120,7 +122,7 @@ impl<'a, P: Platform> LeafWalk<'a, P> {
                 }
             }
         }
-        self.held = Held::Nothing;
+        self.unlock();
         None
     }
 
@@ -139,7 +141,32 @@ impl<'a, P: Platform> LeafWalk<'a, P> {
 
     /// Drops the lock. The walk goes on where it was.
     pub fn unlock(&mut self) {
+        self.flush();
         self.held = Held::Nothing;
+    }
+
+    /// Has the leaf found last flushed from all TLBs before the lock is dropped:
+    /// together with others of its table, so that nobody sees what replaces it
+    /// while a CPU still uses what was there.
+    pub fn note_stale(&mut self) {
+        let bytes = match self.held {
+            Held::Pmd(_) => crate::addr::PMD_SIZE,
+            Held::Pte(_) | Held::Nothing => abi::PAGE_SIZE,
+        };
+        let end = self.found.checked_add(bytes).unwrap_or(VirtAddr::END);
+        self.stale = Some(match self.stale {
+            None => (self.found, end),
+            Some((first, last)) => (first.min(self.found), last.max(end)),
+        });
+    }
+
+    /// Flushes now what [`Self::note_stale`] noted.
+    pub fn flush(&mut self) {
+        if let Some((start, end)) = self.stale.take()
+            && let Some(range) = VaRange::new(start, end)
+        {
+            self.tables.flush(TlbFlush::Range(range));
+        }
     }
 
     /// Whether the whole of a PMD leaf found last lies in the walk's range.
@@ -185,6 +212,12 @@ impl<'a, P: Platform> LeafWalk<'a, P> {
     /// The tables that it walks.
     pub const fn tables(&self) -> Tables<'a, P> {
         self.tables
+    }
+}
+
+impl<P: Platform> Drop for LeafWalk<'_, P> {
+    fn drop(&mut self) {
+        self.unlock();
     }
 }
 

@@ -175,7 +175,7 @@ impl<'m, P: Platform> LeafOwner for SpaceLeaves<'_, 'm, P> {
         {
             if pte.is_dirty() {
                 // Whoever cleans the file page next trusts that no CPU writes it unseen.
-                folio.set_flags(FolioFlags::DIRTY);
+                self.mm.mark_folio_dirty(folio);
                 flush_now = true;
             }
             if pte.is_young() {

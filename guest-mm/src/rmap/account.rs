@@ -111,6 +111,14 @@ impl<'m, P: Platform> Mm<'m, P> {
         unsafe { FolioRef::from_raw(NonNull::from(folio)) }
     }
 
+    /// As [`Self::remove_rmap`] for who has a reference of his own and unmaps all
+    /// of the folio: gives the leaf's reference up, and queues nothing.
+    pub(super) fn forget_leaf(&self, folio: &Folio) {
+        let before = folio.mapcount.fetch_sub(1, Ordering::AcqRel);
+        debug_assert!(before != 0, "{folio:?} was not mapped");
+        folio.drop_refs(1);
+    }
+
     fn add_leaf(&self, folio: FolioRef<'m>) {
         // Relaxed: the page-table lock that the leaf is stored under publishes it.
         folio.mapcount.fetch_add(1, Ordering::Relaxed);

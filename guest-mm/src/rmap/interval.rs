@@ -5,9 +5,13 @@
 //! below it, which lets a search skip subtrees that end too early: all
 //! overlaps of an interval are found in O(log n + found).
 //!
-//! Keys are the interval's start, then the node's address, so no two are equal
-//! and removal finds a node by its key without parent pointers. Depth is at
+//! Keys are the interval's start, then the order of insertion, so no two are
+//! equal and removal finds a node by its key without parent pointers. Depth is at
 //! most 1.44 log2 n, so recursion is shallow.
+//!
+//! The order of insertion matters to reverse maps too. Fork and mremap copy
+//! leaves from a VMA into one that was inserted later and starts no earlier, so
+//! a walk meets the copy after the original and misses neither.
 //!
 //! Links are atomics, accessed relaxed: the lock that guards the tree orders
 //! its users, and shared borrows of the objects around may exist at any time.
@@ -27,6 +31,8 @@ pub struct IntervalNode<T> {
     left: AtomicPtr<Self>,
     right: AtomicPtr<Self>,
     height: AtomicU32,
+    /// Insertions into the tree before this one, modulo 2^32.
+    turn: AtomicU32,
     item: AtomicPtr<T>,
 }
 
@@ -42,6 +48,7 @@ impl<T> IntervalNode<T> {
             left: AtomicPtr::new(ptr::null_mut()),
             right: AtomicPtr::new(ptr::null_mut()),
             height: AtomicU32::new(0),
+            turn: AtomicU32::new(0),
             item: AtomicPtr::new(ptr::null_mut()),
         }
     }
@@ -106,6 +113,8 @@ fn as_ptr<T>(link: Link<T>) -> *mut IntervalNode<T> {
 pub struct IntervalTree<T> {
     root: AtomicPtr<IntervalNode<T>>,
     len: AtomicU32,
+    /// Insertions so far.
+    turns: AtomicU32,
 }
 
 /// What [`IntervalTree::validate`] found wrong.
@@ -124,7 +133,11 @@ pub enum BrokenTree {
 impl<T> IntervalTree<T> {
     /// No interval.
     pub const fn new() -> Self {
-        Self { root: AtomicPtr::new(ptr::null_mut()), len: AtomicU32::new(0) }
+        Self {
+            root: AtomicPtr::new(ptr::null_mut()),
+            len: AtomicU32::new(0),
+            turns: AtomicU32::new(0),
+        }
     }
 
     /// Intervals in it.
@@ -163,6 +176,11 @@ impl<T> IntervalTree<T> {
         fresh.set_right(None);
         fresh.height.store(1, Ordering::Relaxed);
         fresh.item.store(item.as_ptr(), Ordering::Relaxed);
+        // Starts over when the tree is empty; four thousand million insertions into a
+        // tree that never is would be needed to wrap.
+        let turn = if self.is_empty() { 0 } else { self.turns.load(Ordering::Relaxed) };
+        fresh.turn.store(turn, Ordering::Relaxed);
+        self.turns.store(turn.wrapping_add(1), Ordering::Relaxed);
         let root = insert_below(self.root(), node);
         self.root.store(root.as_ptr(), Ordering::Relaxed);
         self.len.fetch_add(1, Ordering::Relaxed);
@@ -229,8 +247,8 @@ fn at<'a, T>(link: NonNull<IntervalNode<T>>) -> &'a IntervalNode<T> {
     unsafe { link.as_ref() }
 }
 
-fn key<T>(node: NonNull<IntervalNode<T>>) -> (u64, usize) {
-    (at(node).start(), node.addr().get())
+fn key<T>(node: NonNull<IntervalNode<T>>) -> (u64, u32) {
+    (at(node).start(), at(node).turn.load(Ordering::Relaxed))
 }
 
 fn height<T>(link: Link<T>) -> u32 {
@@ -361,7 +379,7 @@ fn visit_below<T, B>(
 
 struct Seen {
     len: u32,
-    key: Option<(u64, usize)>,
+    key: Option<(u64, u32)>,
 }
 
 fn validate_below<T>(root: Link<T>, seen: &mut Seen) -> Result<(), BrokenTree> {
@@ -464,5 +482,17 @@ mod tests {
             })
         };
         assert_eq!((walk, seen, tree.len()), (ControlFlow::Break(3), 3, 8));
+    }
+
+    #[test]
+    fn equal_starts_are_visited_in_the_order_of_insertion() {
+        let items: Vec<Item> = (0..40).map(|id| Item { node: IntervalNode::new(), id }).collect();
+        let tree = IntervalTree::new();
+        // Inserted against the order of addresses.
+        for item in items.iter().rev() {
+            // SAFETY: one thread; `items` outlives the tree and does not move.
+            unsafe { tree.insert(NonNull::from(&item.node), NonNull::from(item), 5, 5) };
+        }
+        assert!(overlaps(&tree, 0, 9).into_iter().eq((0..40).rev()));
     }
 }

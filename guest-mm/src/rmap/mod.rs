@@ -6,6 +6,7 @@
 
 mod account;
 mod adjust;
+mod age;
 mod anon_vma;
 mod chain;
 mod interval;
@@ -16,4 +17,5 @@ pub use account::MappedBy;
 pub use anon_vma::AnonVma;
 pub use chain::{AnonVmaChain, VmaRmap};
 pub use interval::{BrokenTree, IntervalNode, IntervalTree};
-pub use walk::FolioSpan;
+pub use unmap::Unmap;
+pub use walk::{FolioSpan, RmapAnchor};

@@ -24,6 +24,16 @@ pub struct FolioSpan {
     pub page: u64,
 }
 
+/// Where to look for the VMAs of a folio, kept beyond its last leaf: a folio on the
+/// move has none for a while. Ends by [`Mm::rmap_release`].
+#[must_use = "release it"]
+pub enum RmapAnchor<'m, P: Platform> {
+    /// Those of this `AnonVma`, of which it holds a reference.
+    Anon(NonNull<AnonVma<'m, P>>),
+    /// Those of this file, which the folio's lock keeps.
+    File(NonNull<FileMapping<'m, P>>),
+}
+
 impl<'m, P: Platform> Mm<'m, P> {
     /// Calls `visit` with each VMA that may map part of `folio`, and where.
     ///
@@ -38,44 +48,56 @@ impl<'m, P: Platform> Mm<'m, P> {
         folio: &Folio,
         visit: &mut dyn FnMut(&Vma<'m, P>, FolioSpan) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        if folio.is_anon() {
-            self.rmap_walk_anon(folio, visit)
-        } else {
-            self.rmap_walk_file(folio, visit)
-        }
-    }
-
-    fn rmap_walk_anon<B>(
-        &self,
-        folio: &Folio,
-        visit: &mut dyn FnMut(&Vma<'m, P>, FolioSpan) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
-        let Some(anon_vma) = self.get_anon_vma(folio) else { return ControlFlow::Continue(()) };
-        // SAFETY: the reference just taken keeps it.
-        let object = unsafe { anon_vma.as_ref() };
-        let guard = object.read(self.platform());
-        let (first, last) = pages_of(folio);
-        // SAFETY: the family's lock is held.
-        let walk = unsafe {
-            object.tree.for_each_overlap(first, last, &mut |vma| visit_vma(vma, folio, visit))
-        };
-        drop(guard);
-        self.put_anon_vma(anon_vma);
+        let Some(anchor) = self.rmap_anchor(folio) else { return ControlFlow::Continue(()) };
+        let walk = self.rmap_walk_from(&anchor, folio, visit);
+        self.rmap_release(anchor);
         walk
     }
 
-    fn rmap_walk_file<B>(
+    /// Where the VMAs of `folio` are to be found; `None` if nothing maps it (an
+    /// anonymous one), or no file has it any more.
+    pub fn rmap_anchor(&self, folio: &Folio) -> Option<RmapAnchor<'m, P>> {
+        if folio.is_anon() {
+            self.get_anon_vma(folio).map(RmapAnchor::Anon)
+        } else {
+            self.mapping_of(folio).map(RmapAnchor::File)
+        }
+    }
+
+    /// Gives an anchor up.
+    pub fn rmap_release(&self, anchor: RmapAnchor<'m, P>) {
+        match anchor {
+            RmapAnchor::Anon(anon_vma) => self.put_anon_vma(anon_vma),
+            RmapAnchor::File(_) => {}
+        }
+    }
+
+    /// As [`Self::rmap_walk`], from an anchor that was taken while the folio, or
+    /// the one that it was part of, was mapped.
+    pub fn rmap_walk_from<B>(
         &self,
+        anchor: &RmapAnchor<'m, P>,
         folio: &Folio,
         visit: &mut dyn FnMut(&Vma<'m, P>, FolioSpan) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        let Some(file) = self.mapping_of(folio) else { return ControlFlow::Continue(()) };
-        // SAFETY: a locked folio stays in its file's cache, and a file with cached
-        // folios stays.
-        let tree = unsafe { file.as_ref() }.i_mmap.read(self.platform());
         let (first, last) = pages_of(folio);
-        // SAFETY: the file's lock is held.
-        unsafe { tree.for_each_overlap(first, last, &mut |vma| visit_vma(vma, folio, visit)) }
+        let visit = &mut |vma| visit_vma(vma, folio, visit);
+        match anchor {
+            RmapAnchor::Anon(anon_vma) => {
+                // SAFETY: the anchor's reference keeps it.
+                let object = unsafe { anon_vma.as_ref() };
+                let _guard = object.read(self.platform());
+                // SAFETY: the family's lock is held.
+                unsafe { object.tree.for_each_overlap(first, last, visit) }
+            }
+            RmapAnchor::File(file) => {
+                // SAFETY: the folio's lock keeps it in the file's cache, and a file with
+                // cached folios stays.
+                let tree = unsafe { file.as_ref() }.i_mmap.read(self.platform());
+                // SAFETY: the file's lock is held.
+                unsafe { tree.for_each_overlap(first, last, visit) }
+            }
+        }
     }
 
     /// The file whose cache holds `folio`; `None` for anonymous folios and those
