@@ -28,7 +28,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         gfp: Gfp,
         kind: FolioKind,
     ) -> Result<FolioRef<'m>, AllocError> {
-        let frames = self.memory().alloc_frozen(order, gfp)?;
+        let frames = self.alloc_frames(order, gfp)?;
         match self.alloc_descriptor(gfp) {
             Ok(folio) => self.make_folio(frames, folio, kind),
             Err(error) => {

@@ -70,6 +70,11 @@ impl Folio {
         self.mapping.store(mapping, Ordering::Release);
     }
 
+    /// The token of the mapping that it belongs to; 0 for none.
+    pub fn mapping(&self) -> u64 {
+        self.mapping.load(Ordering::Acquire)
+    }
+
     /// Takes it from its mapping, after the cache has ceased to show it.
     pub fn unplace(&self) {
         self.mapping.store(0, Ordering::Release);

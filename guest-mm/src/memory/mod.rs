@@ -109,6 +109,12 @@ impl<P: Platform> Memory<P> {
         PageCount::new(zone + listed)
     }
 
+    /// Whether fewer pages than the *low* watermark seem to be free. A hint: per-CPU
+    /// lists do not count.
+    pub fn is_below_low(&self) -> bool {
+        self.counters.available() < self.watermarks.low
+    }
+
     /// The thresholds below which allocations fail.
     pub const fn watermarks(&self) -> Watermarks {
         self.watermarks

@@ -23,7 +23,7 @@ use crate::pagecache::{FileMapping, Files};
 use crate::pgtable::{PtDesc, TableState};
 use crate::platform::Platform;
 use crate::rcu::{Callbacks, DeferQueue, Rcu};
-use crate::reclaim::Lru;
+use crate::reclaim::{Lru, Reclaim};
 use crate::rmap::{AnonVma, AnonVmaChain};
 use crate::slab::{CacheError, KmemCache, SlabOptions, TypeSafeCache};
 use crate::space::{AddressSpace, Vma};
@@ -194,6 +194,8 @@ pub struct Mm<'m, P: Platform> {
     pub(crate) files: Files<'m, P>,
     /// Large folios that are mapped in part.
     pub(crate) deferred_split: DeferredSplit,
+    /// What keeps memory from running out.
+    pub(crate) reclaim: Reclaim<'m>,
     /// Folios in the order in which reclaim looks at them.
     pub(crate) lru: Lru,
     /// Where anonymous pages go.
@@ -212,6 +214,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             devices: DeviceSlot::new(),
             files: Files::new(),
             deferred_split: DeferredSplit::new(),
+            reclaim: Reclaim::new(),
             lru: Lru::new(),
             swap: Swap::new(),
         }

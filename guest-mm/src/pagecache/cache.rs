@@ -6,7 +6,7 @@ use super::FileMapping;
 use crate::buddy::Gfp;
 use crate::errno::Errno;
 use crate::folio::{
-    CacheGlance, Folio, FolioFlags, FolioKind, FolioRef, LockedFolio, cache_glance,
+    CacheGlance, Folio, FolioFlags, FolioKind, FolioRef, FrozenFolio, LockedFolio, cache_glance,
 };
 use crate::memdesc::Order;
 use crate::mm::Mm;
@@ -126,6 +126,19 @@ impl<'m, P: Platform> Mm<'m, P> {
         let pages = folio.pages().get();
         file.cached.fetch_sub(pages, Ordering::Relaxed);
         folio.drop_refs(pages);
+    }
+
+    /// Takes a frozen folio out of its file's cache; the cache's references were
+    /// frozen with the others. Lookups wait meanwhile, and then find nothing.
+    pub(crate) fn evict_frozen(&self, folio: &FrozenFolio<'m>) {
+        let Some(file) = self.mapping_of(folio) else { return };
+        // SAFETY: a file with cached folios stays: who ends it takes them all out and
+        // then takes the array's lock once, so not before `erase` is through.
+        let file = unsafe { file.as_ref() };
+        file.cached.fetch_sub(folio.pages().get(), Ordering::Relaxed);
+        let removed = file.pages.erase(folio.index());
+        debug_assert_eq!(removed, Some(Entry::Pointer(folio.as_ptr())), "{folio:?}");
+        folio.unplace();
     }
 
     /// Notes that a folio differs from what its file had. Returns whether that is news.

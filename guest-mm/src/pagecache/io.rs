@@ -112,6 +112,8 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// Takes all folios out of a file that nobody maps or uses any more.
     pub(super) fn evict_file(&self, file: &FileMapping<'m, P>) {
         self.discard_from(file, 0);
+        // Reclaim may be about to leave the array after it took the last folio out.
+        file.pages.erase(0);
         debug_assert!(file.pages.is_empty(), "{file:?} has folios left");
     }
 

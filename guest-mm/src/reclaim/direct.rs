@@ -1,0 +1,68 @@
+//! What an allocation does that finds no memory.
+
+use super::scan::RECLAIM_BATCH;
+use super::stats::ReclaimEvent;
+use crate::buddy::Gfp;
+use crate::memdesc::Order;
+use crate::memory::{AllocError, FrozenFrames};
+use crate::mm::Mm;
+use crate::platform::Platform;
+
+/// Reclaims that free something and still leave no block, before it is called out of memory.
+const MAX_ROUNDS: u32 = 16;
+/// Orders above are not worth much work (Linux `PAGE_ALLOC_COSTLY_ORDER`).
+const COSTLY_ORDER: u32 = 3;
+
+impl<'m, P: Platform> Mm<'m, P> {
+    /// Allocates a block, and reclaims for it if there is none: the way of all
+    /// allocations that may wait a little.
+    ///
+    /// The caller holds no lock inside the folio lock's class. Who cannot wait
+    /// (`HIGH`), can do without (`OPTIONAL`) or frees memory himself (`MEMALLOC`)
+    /// only wakes the reclaim thread. Nobody is killed for it: [`Self::make_room`]
+    /// does that, where no lock is held.
+    ///
+    /// # Errors
+    /// [`AllocError`]: nothing can be reclaimed either.
+    pub fn alloc_frames(&self, order: Order, gfp: Gfp) -> Result<FrozenFrames, AllocError> {
+        let taken = self.memory().alloc_frozen(order, gfp);
+        if self.memory().is_below_low() {
+            self.wake_kswapd();
+        }
+        match taken {
+            Err(error) if !gfp.intersects(Gfp::HIGH | Gfp::OPTIONAL | Gfp::MEMALLOC) => {
+                self.reclaim_for(order, gfp).ok_or(error)
+            }
+            taken => taken,
+        }
+    }
+
+    /// Reclaims until the block is there, nothing comes free any more, or it has
+    /// been tried often enough.
+    fn reclaim_for(&self, order: Order, gfp: Gfp) -> Option<FrozenFrames> {
+        let rounds = if order.get() > COSTLY_ORDER { 1 } else { MAX_ROUNDS };
+        for _ in 0..rounds {
+            let freed = self.direct_reclaim(RECLAIM_BATCH.max(order.pages().get()));
+            if let Ok(frames) = self.memory().alloc_frozen(order, gfp) {
+                return Some(frames);
+            }
+            if freed == 0 {
+                break;
+            }
+        }
+        None
+    }
+
+    /// Frees about `target` pages from lists and caches, for an allocation.
+    pub(super) fn direct_reclaim(&self, target: u64) -> u64 {
+        self.reclaim.count(ReclaimEvent::Direct);
+        let mut freed = self.shrink_lists(target);
+        if freed < target {
+            freed += self.shrink_caches();
+        }
+        if freed == 0 {
+            self.reclaim.count(ReclaimEvent::DirectFailed);
+        }
+        freed
+    }
+}
