@@ -42,12 +42,11 @@ impl<'m, P: Platform> Mm<'m, P> {
     fn reclaim_for(&self, order: Order, gfp: Gfp) -> Option<FrozenFrames> {
         let rounds = if order.get() > COSTLY_ORDER { 1 } else { MAX_ROUNDS };
         for _ in 0..rounds {
-            let freed = self.direct_reclaim(RECLAIM_BATCH.max(order.pages().get()));
+            if self.direct_reclaim(RECLAIM_BATCH.max(order.pages().get())) == 0 {
+                break;
+            }
             if let Ok(frames) = self.memory().alloc_frozen(order, gfp) {
                 return Some(frames);
-            }
-            if freed == 0 {
-                break;
             }
         }
         None

@@ -23,7 +23,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// Counts the leaves through which a locked folio was used, and makes them
     /// old. No TLB is flushed: an entry that a CPU has cached may be used for a
     /// while without being noticed, which costs a wrong guess at most.
-    pub(super) fn folio_referenced(&self, folio: &Folio) -> References {
+    pub(super) fn leaf_references(&self, folio: &Folio) -> References {
         let mut found = References::default();
         if !folio.is_mapped() {
             return found;

@@ -85,7 +85,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             return Verdict::Activate;
         }
         if folio.is_mapped() {
-            let unmapped = self.try_to_unmap(folio);
+            let unmapped = self.unmap_to_reclaim(folio);
             if let Err(kept) = unmapped {
                 self.count_kept(kept);
             }
@@ -119,7 +119,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             // The page cache is where a file in memory is.
             return Err(Verdict::Activate);
         }
-        let found = self.folio_referenced(folio);
+        let found = self.leaf_references(folio);
         if found.is_locked {
             return Err(Verdict::Activate);
         }

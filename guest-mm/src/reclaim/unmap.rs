@@ -39,7 +39,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     ///
     /// # Errors
     /// [`Kept`]; the leaf at which it was noticed is as it was.
-    pub(super) fn try_to_unmap(&self, folio: &Folio) -> Result<(), Kept> {
+    pub(super) fn unmap_to_reclaim(&self, folio: &Folio) -> Result<(), Kept> {
         debug_assert!(folio.is_locked() && !folio.is_large(), "{folio:?}");
         let by = match (folio.is_anon(), self.swap_slot_of(folio)) {
             (true, Some(slot)) => Replacement::Swap(slot),
