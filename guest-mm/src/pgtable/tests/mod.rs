@@ -2,6 +2,8 @@
 
 mod model;
 mod ranges;
+mod spaces;
+mod stress;
 
 use core::sync::atomic::AtomicU64;
 use std::collections::{HashMap, HashSet};
