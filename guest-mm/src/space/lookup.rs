@@ -33,7 +33,7 @@ impl<'m, P: Platform> AddressSpace<'m, P> {
     }
 
     /// As [`Self::write`] while another space's lock is held: a child's below its parent's.
-    pub(super) fn write_nested(&self) -> SpaceWriteGuard<'_, 'm, P> {
+    pub(crate) fn write_nested(&self) -> SpaceWriteGuard<'_, 'm, P> {
         SpaceWriteGuard::new(self, self.lock.write_nested(self.platform()))
     }
 
