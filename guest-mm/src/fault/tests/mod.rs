@@ -1,7 +1,10 @@
 //! Faults on the host: what they leave in the tables, and what programs read afterwards.
 
 mod anon;
+mod file;
+mod huge;
 mod rights;
+mod swap;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,10 +31,16 @@ impl World {
     }
 
     pub(super) fn of(pages: u64) -> Self {
+        Self::with(pages, |_| {})
+    }
+
+    /// A machine of `pages` pages on which `setup` has taken what [`Self::end_with`] gives back.
+    pub(super) fn with(pages: u64, setup: impl FnOnce(&Mm<'static, TestPlatform>)) -> Self {
         // Leaked: handles borrow it for as long as they like.
         let base = Box::leak(Box::new(Base::new(testing::memory(pages)).unwrap()));
         let mm = Mm::new(base);
         let free_before = base.memory.free_pages().get();
+        setup(&mm);
         let space = Some(mm.new_space().unwrap());
         Self { mm, space, free_before }
     }
@@ -112,9 +121,15 @@ impl World {
     }
 
     /// Ends the process: nothing may be left of it, and all books agree.
-    pub(super) fn end(mut self) {
+    pub(super) fn end(self) {
+        self.end_with(|_| {});
+    }
+
+    /// As [`Self::end`]; `cleanup` runs after the process is gone.
+    pub(super) fn end_with(mut self, cleanup: impl FnOnce(&Mm<'static, TestPlatform>)) {
         self.unmap_everything();
         self.mm.exit_space(self.space.take().unwrap());
+        cleanup(&self.mm);
         self.settle();
         assert_eq!(self.mm.memory().free_pages().get(), self.free_before, "pages kept");
     }
