@@ -10,6 +10,8 @@ pub enum Errno {
     EPERM = 1,
     /// No such entry.
     ENOENT = 2,
+    /// The process is being killed.
+    EINTR = 4,
     /// Input or output failed.
     EIO = 5,
     /// No file.
@@ -49,6 +51,7 @@ impl Errno {
         match self {
             Self::EPERM => "EPERM",
             Self::ENOENT => "ENOENT",
+            Self::EINTR => "EINTR",
             Self::EIO => "EIO",
             Self::EBADF => "EBADF",
             Self::EAGAIN => "EAGAIN",

@@ -7,7 +7,7 @@ use crate::addr::{PMD_ORDER, VirtAddr};
 use crate::errno::Errno;
 use crate::folio::{FolioKind, FolioPin, FolioRef};
 use crate::mm::Mm;
-use crate::pgtable::{Found, HwLeaf, LeafSize, PmdState, PteState, Size2M, Tables};
+use crate::pgtable::{Entry, Found, HwLeaf, LeafSize, PmdState, PteState, Size2M, SlotRef, Tables};
 use crate::platform::Platform;
 use crate::rcu::ReadGuard;
 use crate::space::AddressSpace;
@@ -57,7 +57,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         out: &mut [Option<PagePin<'m>>],
         between: impl Fn(),
     ) -> Result<usize, Errno> {
-        let va = super::check::<FolioPin<'m>>(va, out.len(), flags)?;
+        let va = super::check(va, out.len(), flags, true)?;
         Ok(self.gup_fast::<FolioPin<'m>, true>(space, va, flags, out, between))
     }
 
@@ -75,7 +75,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         out: &mut [Option<PagePin<'m>>],
         between: impl Fn(),
     ) -> Result<usize, Errno> {
-        let va = super::check::<FolioPin<'m>>(va, out.len(), flags)?;
+        let va = super::check(va, out.len(), flags, true)?;
         Ok(self.gup_fast::<FolioPin<'m>, false>(space, va, flags, out, between))
     }
 
@@ -117,7 +117,14 @@ struct Walk<'a, 'm, P: Platform> {
     flags: GupFlags,
 }
 
-impl<'m, P: Platform> Walk<'_, 'm, P> {
+/// A PTE table, by the directory's entry that led to it.
+#[derive(Clone, Copy)]
+struct Table<'g> {
+    pmd_slot: SlotRef<'g>,
+    pmd: Entry,
+}
+
+impl<'a, 'm, P: Platform> Walk<'a, 'm, P> {
     /// Fills `out` with the pages from number `first` on, until one cannot be had.
     fn run<H: Hold<'m>, const RECHECK: bool>(
         &self,
@@ -129,9 +136,10 @@ impl<'m, P: Platform> Walk<'_, 'm, P> {
         let was_masked = platform.irq_save();
         let section = self.mm.base().rcu.read(platform.cpu());
         let mut stopped = None;
+        let mut table = None;
         for (slot, page) in out.iter_mut().zip(first..) {
             debug_assert!(slot.is_none(), "a held page would be lost");
-            match self.page::<H, RECHECK>(&section, page, between) {
+            match self.page::<H, RECHECK>(&section, &mut table, page, between) {
                 Ok(held) => *slot = Some(held),
                 Err(stop) => {
                     stopped = Some(stop);
@@ -144,30 +152,50 @@ impl<'m, P: Platform> Walk<'_, 'm, P> {
         stopped
     }
 
-    /// Takes page number `page`.
-    fn page<H: Hold<'m>, const RECHECK: bool>(
+    /// Takes page number `page`. `table` remembers the PTE table that the pages before it were in.
+    fn page<'g, H: Hold<'m>, const RECHECK: bool>(
         &self,
-        section: &ReadGuard<'_>,
+        section: &'g ReadGuard<'_>,
+        table: &mut Option<Table<'g>>,
         page: u64,
         between: &impl Fn(),
-    ) -> Result<UserPage<H>, Stop<'m>> {
+    ) -> Result<UserPage<H>, Stop<'m>>
+    where
+        'a: 'g,
+    {
         let va = VirtAddr::of_page(page).ok_or(Stop(None))?;
-        match self.tables.walk(section, va) {
-            Found::Pte { pmd_slot, pmd, slot, entry } => {
-                let PteState::Present(pte) = entry.pte() else { return Err(Stop(None)) };
-                let offer = self.offer(pte, PageCount::ZERO).ok_or(Stop(None))?;
-                self.take::<H, RECHECK>(offer, between, || {
-                    slot.is_still(entry) && pmd_slot.is_still(pmd)
-                })
-            }
+        let (Table { pmd_slot, pmd }, slot, entry) = match self.find(section, *table, va) {
+            Found::Pte { pmd_slot, pmd, slot, entry } => (Table { pmd_slot, pmd }, slot, entry),
             Found::Pmd { slot, entry } => {
                 let PmdState::Present(pmd) = entry.pmd() else { return Err(Stop(None)) };
                 let index = PageCount::new(page % (1 << Size2M::ORDER));
                 let offer = self.offer(pmd, index).ok_or(Stop(None))?;
-                self.take::<H, RECHECK>(offer, between, || slot.is_still(entry))
+                return self.take::<H, RECHECK>(offer, between, || slot.is_still(entry));
             }
-            Found::Hole | Found::Unknown(_) => Err(Stop(None)),
+            Found::Hole | Found::Unknown(_) => return Err(Stop(None)),
+        };
+        *table = Some(Table { pmd_slot, pmd });
+        let PteState::Present(pte) = entry.pte() else { return Err(Stop(None)) };
+        let offer = self.offer(pte, PageCount::ZERO).ok_or(Stop(None))?;
+        self.take::<H, RECHECK>(offer, between, || slot.is_still(entry) && pmd_slot.is_still(pmd))
+    }
+
+    /// The leaf for `va`: beside that of the page before, or from the root.
+    fn find<'g>(
+        &self,
+        section: &'g ReadGuard<'_>,
+        table: Option<Table<'g>>,
+        va: VirtAddr,
+    ) -> Found<'g>
+    where
+        'a: 'g,
+    {
+        if let Some(Table { pmd_slot, pmd }) = table
+            && let Some(slot) = self.tables.slot_beside(section, pmd, va)
+        {
+            return Found::Pte { pmd_slot, pmd, slot, entry: slot.load() };
         }
+        self.tables.walk(section, va)
     }
 
     /// What page `index` of a present leaf offers; `None` if that is not enough.

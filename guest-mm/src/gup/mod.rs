@@ -14,6 +14,8 @@ mod grab;
 mod longterm;
 #[cfg(not(loom))]
 mod page;
+#[cfg(not(loom))]
+mod slow;
 
 #[cfg(not(loom))]
 use abi::PAGE_SIZE;
@@ -49,8 +51,8 @@ bitflags! {
 /// EINVAL: LONGTERM without a pin. EOVERFLOW: the range ends beyond 2^64.
 /// EFAULT: it leaves the user half.
 #[cfg(not(loom))]
-fn check<'m, H: Hold<'m>>(va: u64, pages: usize, flags: GupFlags) -> Result<VirtAddr, Errno> {
-    if flags.contains(GupFlags::LONGTERM) && !H::IS_PIN {
+fn check(va: u64, pages: usize, flags: GupFlags, is_pin: bool) -> Result<VirtAddr, Errno> {
+    if flags.contains(GupFlags::LONGTERM) && !is_pin {
         return Err(Errno::EINVAL);
     }
     let start = va & !(PAGE_SIZE - 1);

@@ -9,7 +9,8 @@ use crate::mm::Mm;
 /// Free pages once nothing waits for a grace period and the caches hold no empty slab.
 pub(super) fn settled_free_pages<M: Machine>(mm: &Mm<'_, M>) -> PageCount {
     let base = mm.base();
-    base.rcu.synchronize(base.platform());
+    // Spaces that ended wait for a grace period themselves, and what they free may too.
+    base.settle();
     mm.reap_spaces();
     base.settle();
     base.memory.free_pages()

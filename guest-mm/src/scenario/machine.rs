@@ -3,6 +3,7 @@
 use core::fmt;
 
 use crate::errno::Errno;
+use crate::fault::FaultError;
 use crate::mm::Mm;
 use crate::platform::Platform;
 use crate::space::AddressSpace;
@@ -29,6 +30,7 @@ pub trait Machine: Platform + Sized {
     /// [`MAX_CPUS`](crate::platform::MAX_CPUS). Nothing has run then.
     fn run_on(
         &self,
+        mm: &Mm<'_, Self>,
         threads: usize,
         seed: u64,
         work: &(dyn Fn(usize) + Sync),
@@ -59,10 +61,10 @@ pub trait Machine: Platform + Sized {
     ///
     /// # Errors
     /// The signal that a process would get.
-    fn access(
+    fn access<'m>(
         &self,
-        mm: &Mm<'_, Self>,
-        space: &AddressSpace<'_, Self>,
+        mm: &Mm<'m, Self>,
+        space: &AddressSpace<'m, Self>,
         va: u64,
         access: Access,
     ) -> Result<u64, Signal>;
@@ -119,6 +121,19 @@ pub enum Signal {
     Oom,
     /// SIGKILL: the OOM killer chose this process.
     Killed,
+}
+
+impl Signal {
+    /// The signal for a page fault that failed, in a process that may be being killed.
+    pub const fn of_fault(error: FaultError, is_dead: bool) -> Self {
+        match error {
+            FaultError::SegvMapErr => Self::SegvMapErr,
+            FaultError::SegvAccErr => Self::SegvAccErr,
+            FaultError::Bus | FaultError::HwPoison => Self::Bus,
+            FaultError::Oom if is_dead => Self::Killed,
+            FaultError::Oom => Self::Oom,
+        }
+    }
 }
 
 impl fmt::Display for Signal {

@@ -12,19 +12,27 @@
 mod args;
 mod bench;
 mod census;
+mod digest;
 mod failure;
+mod gup_stress;
 mod machine;
+mod process;
 mod rng;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
 pub mod xarray;
 
 use core::fmt;
 
 pub use args::{Args, MAX_ROUNDS, Mutant};
+pub use digest::Digest;
 pub use failure::{Failure, OrFail, check, check_eq, check_err};
 pub use machine::{Access, Machine, Signal};
+pub use process::Process;
 pub use rng::Rng;
 
 use crate::mm::Mm;
+use crate::platform::MAX_CPUS;
 use crate::sync::{LockClass, SpinLock};
 
 /// How a scenario ends.
@@ -35,6 +43,8 @@ pub type Outcome = Result<(), Failure>;
 pub enum Name {
     /// Counts everything.
     Census,
+    /// Pins pages whose mappings come and go.
+    GupStress,
     /// Linux's XArray test.
     XArray,
     /// Measurements, one line of JSON each.
@@ -61,7 +71,13 @@ impl fmt::Display for Spec {
 
 impl Name {
     /// All of them, in the order in which they are best run.
-    pub const ALL: &[Self] = &[Self::Census, Self::XArray, Self::BenchMm];
+    #[rustfmt::skip]
+    pub const ALL: &[Self] = &[
+        Self::Census,
+        Self::GupStress,
+        Self::XArray,
+        Self::BenchMm,
+    ];
 
     /// The scenario called `name`.
     pub fn parse(name: &str) -> Option<Self> {
@@ -72,10 +88,15 @@ impl Name {
     pub const fn spec(self) -> Spec {
         let (name, summary) = match self {
             Self::Census => ("census", "counts everything and compares all books"),
+            Self::GupStress => ("gup-stress", "pins pages whose mappings come and go"),
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
             Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
         };
-        Spec { name, summary, mutants: &[] }
+        let mutants: &[Mutant] = match self {
+            Self::GupStress => &[Mutant::NoRecheck],
+            Self::Census | Self::XArray | Self::BenchMm => &[],
+        };
+        Spec { name, summary, mutants }
     }
 }
 
@@ -149,7 +170,7 @@ impl<'a, 'm, M: Machine> Ctx<'a, 'm, M> {
             machine.leave();
         };
         let caller = &mut *self.caller;
-        machine.run_on(threads, self.args.seed, &part, &mut || caller.serve())?;
+        machine.run_on(self.mm, threads, self.args.seed, &part, &mut || caller.serve())?;
         let failed = *first.lock(machine);
         failed.map_or(Ok(()), |(_, failure)| Err(failure))
     }
@@ -210,9 +231,12 @@ impl<M: Machine> fmt::Debug for Case<M> {
 /// # Errors
 /// What went wrong first; the rest has been printed.
 pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
+    // What threads need once and keep, stacks for instance, exists before pages are counted.
+    ctx.run_on(MAX_CPUS, &|_| Ok(()))?;
     let before = census::settled_free_pages(ctx.mm);
     let outcome = match name {
         Name::Census => Ok(()),
+        Name::GupStress => gup_stress::run(ctx),
         Name::XArray => xarray::run(ctx),
         Name::BenchMm => bench::run(ctx),
     };

@@ -105,6 +105,11 @@ impl<'m, P: Platform> AddressSpace<'m, P> {
         Tables::new(self.base, self.root, &self.cpus, &self.rss.tables)
     }
 
+    /// The CPUs that have its root loaded. Who loads it puts its CPU in first.
+    pub const fn cpu_set(&self) -> &AtomicCpuSet {
+        &self.cpus
+    }
+
     /// The machine.
     pub const fn platform(&self) -> &'m P {
         self.base.memory.platform()

@@ -8,6 +8,7 @@ mod ioapic;
 mod irq;
 mod kernel;
 mod log;
+mod machine;
 mod nucleus;
 mod paging;
 mod panic;

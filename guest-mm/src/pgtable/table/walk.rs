@@ -71,6 +71,26 @@ impl<'a, P: Platform> Tables<'a, P> {
         }
     }
 
+    /// The slot for `va` in the PTE table that the directory's entry `pmd` leads
+    /// to, which a [`Self::walk`] in the same section found for an address in the
+    /// same 2 MiB; `None` if that is no table's entry.
+    pub(crate) fn slot_beside<'g>(
+        &self,
+        _section: &'g ReadGuard<'_>,
+        pmd: Entry,
+        va: VirtAddr,
+    ) -> Option<SlotRef<'g>>
+    where
+        'a: 'g,
+    {
+        match pmd.pmd() {
+            PmdState::Table(frame) => Some(SlotRef(self.slot(frame, va.table_index(0)))),
+            PmdState::None | PmdState::Present(_) | PmdState::Soft(_) | PmdState::Unknown(_) => {
+                None
+            }
+        }
+    }
+
     fn walk_slots(&self, va: VirtAddr) -> Result<Found<'a>, NoTable> {
         let directory = self.directory(va)?;
         self.base.table_desc(directory, 1).ok_or_else(|| self.corrupt(directory))?;

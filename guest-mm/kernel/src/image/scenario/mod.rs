@@ -5,13 +5,14 @@ mod census;
 mod cpus;
 mod ends;
 mod entropy;
+mod memory_manager;
 mod protection;
 mod smp_stress;
 mod touch;
 mod trap_stress;
 mod verify;
 
-use guest_kernel::scenario::{Call, FAILURE, SUCCESS};
+use guest_kernel::scenario::{Call, SUCCESS};
 use guest_mm::store::PfnStore;
 
 use super::kernel::Kernel;
@@ -23,11 +24,7 @@ impl<S: PfnStore> Kernel<'_, S> {
         match call {
             Call::Touch(size) => self.touch(size),
             Call::Verify => self.verify(),
-            Call::Mm(name, _) => {
-                let name = name.spec().name;
-                self.print(format_args!("{name}: this kernel has no user memory"));
-                FAILURE
-            }
+            Call::Mm(name, args) => self.memory_manager(name, args),
             Call::Census => self.census(),
             Call::Balloon => self.print_balloon(),
             Call::Entropy { bytes } => self.entropy(bytes),

@@ -206,11 +206,14 @@ pub(in crate::image) fn load_root(root: Option<Pfn>) {
     irq::restore(was_masked);
 }
 
-/// Makes `root` what the calling thread's user addresses mean; `cpus` is its space's set.
+/// Makes `root` what the calling thread's user addresses mean; `cpus` is its space's set. Nothing if they mean that already.
 ///
 /// # Safety
 /// `cpus` must live until the thread enters another space or leaves.
 pub(in crate::image) unsafe fn enter(root: Pfn, cpus: &AtomicCpuSet) {
+    if core::ptr::eq(current().space_cpus.load(Ordering::Relaxed), cpus) {
+        return;
+    }
     let was_masked = irq::mask();
     forget_space();
     let (cpu, _) = queue();

@@ -1,0 +1,192 @@
+//! Scenarios on the host: threads as CPUs, the simulated MMU as theirs.
+//!
+//! CPUs run truly at once, as far as the host has cores, and take turns at
+//! random places: wherever somebody waits, and at accesses to user memory. So
+//! with one thread a scenario does the same in every run of a seed; with more
+//! the seed decides what the threads do but not how they interleave.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::cell::{Cell, RefCell};
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+use super::{Access, Args, Caller, Ctx, Failure, Machine, Name, Rng, Signal, run};
+use crate::addr::{USER_END, VirtAddr};
+use crate::errno::Errno;
+use crate::fault::FaultAccess;
+use crate::mm::{Base, Mm};
+use crate::platform::{AtomicCpuSet, MAX_CPUS, Platform};
+use crate::space::AddressSpace;
+use crate::testing::mmu::{MmuAccess, PageFault};
+use crate::testing::{self, TestPlatform, set_cpu};
+
+/// A thread yields at one in so many accesses.
+const YIELD_ONE_IN: u64 = 16;
+
+std::thread_local! {
+    /// The set of CPUs of the space that the thread has entered.
+    static SPACE_CPUS: Cell<*const AtomicCpuSet> = const { Cell::new(core::ptr::null()) };
+    /// Where the thread yields.
+    static TURNS: RefCell<Rng> = const { RefCell::new(Rng::new(0)) };
+}
+
+impl Machine for TestPlatform {
+    fn cpus(&self) -> usize {
+        MAX_CPUS
+    }
+
+    fn run_on(
+        &self,
+        _mm: &Mm<'_, Self>,
+        threads: usize,
+        seed: u64,
+        work: &(dyn Fn(usize) + Sync),
+        serve: &mut dyn FnMut(),
+    ) -> Result<(), Errno> {
+        if threads > MAX_CPUS {
+            return Err(Errno::EINVAL);
+        }
+        // Each thread is a CPU of its own, the first the caller's: two flows on one
+        // would have to mask each other out.
+        let run = |thread: usize| {
+            set_cpu(thread);
+            TURNS.set(Rng::new(seed).stream(thread as u64));
+            work(thread);
+            self.leave();
+        };
+        let has_panicked = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for thread in 1..threads {
+                let (run, has_panicked) = (&run, &has_panicked);
+                scope.spawn(move || {
+                    let notice = NoticePanic(has_panicked);
+                    run(thread);
+                    core::mem::forget(notice);
+                });
+            }
+            if threads > 0 {
+                run(0);
+            }
+        });
+        assert!(!has_panicked.into_inner(), "a CPU panicked");
+        serve();
+        Ok(())
+    }
+
+    fn yield_now(&self) {
+        std::thread::yield_now();
+    }
+
+    fn enter(&self, space: &AddressSpace<'_, Self>) {
+        if core::ptr::eq(SPACE_CPUS.get(), &raw const space.cpus) {
+            return;
+        }
+        self.leave();
+        space.cpus.insert(self.cpu());
+        SPACE_CPUS.set(&raw const space.cpus);
+        self.load_root(Some(space.root()));
+    }
+
+    fn leave(&self) {
+        let cpus = SPACE_CPUS.replace(core::ptr::null());
+        if cpus.is_null() {
+            return;
+        }
+        self.load_root(None);
+        // SAFETY: the space lives until every thread has left it (`Machine::enter`).
+        unsafe { &*cpus }.remove(self.cpu());
+    }
+
+    fn access<'m>(
+        &self,
+        mm: &Mm<'m, Self>,
+        space: &AddressSpace<'m, Self>,
+        va: u64,
+        access: Access,
+    ) -> Result<u64, Signal> {
+        self.enter(space);
+        if TURNS.with_borrow_mut(|rng| rng.once_in(YIELD_ONE_IN)) {
+            std::thread::yield_now();
+        }
+        let address = VirtAddr::new(va).filter(|_| va < USER_END).ok_or(Signal::SegvMapErr)?;
+        assert!(va.is_multiple_of(access.bytes()), "{access:?} at {va:#x}");
+        let kind = if access.is_write() { MmuAccess::Write } else { MmuAccess::Read };
+        loop {
+            let touch = |byte| perform(byte, access);
+            let fault = match self.mmu().access(mm.memory(), space.root(), va, kind, touch) {
+                Ok(value) => return Ok(value),
+                Err(fault) => fault,
+            };
+            assert!(!fault.reserved, "the tables are broken: {fault}");
+            let tried = FaultAccess::from_error_code(PageFault::error_code(fault));
+            mm.handle_fault(space, address, tried)
+                .map_err(|error| Signal::of_fault(error, space.is_dead()))?;
+        }
+    }
+}
+
+/// The load or store itself, at its place in RAM.
+fn perform(byte: NonNull<u8>, access: Access) -> u64 {
+    // SAFETY: RAM of the simulated machine, shared with other CPUs by atomics only.
+    let byte_cell = || unsafe { byte.cast::<AtomicU8>().as_ref() };
+    // SAFETY: as above; `access` has checked the alignment.
+    let word_cell = || unsafe { byte.cast::<AtomicU64>().as_ref() };
+    // The orderings are x86's: loads acquire, stores release, locked instructions are barriers.
+    match access {
+        Access::LoadU8 => u64::from(byte_cell().load(Ordering::Acquire)),
+        Access::StoreU8(value) => {
+            byte_cell().store(value, Ordering::Release);
+            0
+        }
+        Access::LoadU64 => word_cell().load(Ordering::Acquire),
+        Access::StoreU64(value) => {
+            word_cell().store(value, Ordering::Release);
+            0
+        }
+        Access::CompareExchangeU64 { current, new } => {
+            match word_cell().compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(before) | Err(before) => before,
+            }
+        }
+    }
+}
+
+/// Set when dropped: on the way out of a panic.
+struct NoticePanic<'a>(&'a AtomicBool);
+
+impl Drop for NoticePanic<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What a scenario printed, and how it ended.
+#[derive(Debug)]
+pub struct Report {
+    /// The lines.
+    pub lines: Vec<String>,
+    /// The end.
+    pub outcome: Result<(), Failure>,
+}
+
+struct Lines(Vec<String>);
+
+impl Caller for Lines {
+    fn print(&mut self, line: core::fmt::Arguments<'_>) {
+        self.0.push(line.to_string());
+    }
+}
+
+/// Runs scenario `name` on a new simulated machine with `pages` frames.
+///
+/// # Panics
+/// If the machine cannot be set up, and wherever the simulated machine notices
+/// what a real one would not: stale translations, wrong lock orders.
+pub fn simulate(name: Name, args: Args, pages: u64) -> Report {
+    let base = Base::new(testing::memory(pages)).unwrap_or_else(|error| panic!("{error}"));
+    let mm = Mm::new(&base);
+    let mut caller = Lines(Vec::new());
+    let outcome = run(name, &mut Ctx::new(&mm, args, &mut caller));
+    Report { lines: caller.0, outcome }
+}
