@@ -2,9 +2,11 @@
 
 use system_tests::kvm::kvm_or_skip;
 use system_tests::qemu::courses::{
+    a_cpu_that_does_not_come_is_left_out,
     a_device_that_insists_on_an_unknown_feature_costs_itself_only,
-    a_panic_is_seen_by_the_panic_device, balloon_goes_and_comes_back_exactly,
-    legacy_devices_are_skipped_by_name, offers_are_declined_and_nothing_changes,
+    a_panic_is_seen_by_the_panic_device, a_second_cpu_comes_up_and_holds,
+    balloon_goes_and_comes_back_exactly, legacy_devices_are_skipped_by_name,
+    offers_are_declined_and_nothing_changes,
 };
 use system_tests::qemu::{Accelerator, qemu_or_skip};
 
@@ -49,5 +51,19 @@ fn a_device_that_insists_costs_itself_only() {
 fn a_panic_reaches_the_panic_device() {
     if kvm_or_skip() && qemu_or_skip() {
         a_panic_is_seen_by_the_panic_device(KVM);
+    }
+}
+
+#[test]
+fn a_second_cpu_comes_up_and_is_stressed() {
+    if kvm_or_skip() && qemu_or_skip() {
+        a_second_cpu_comes_up_and_holds(KVM);
+    }
+}
+
+#[test]
+fn a_cpu_that_was_announced_and_does_not_come_is_left_out() {
+    if kvm_or_skip() && qemu_or_skip() {
+        a_cpu_that_does_not_come_is_left_out(KVM);
     }
 }

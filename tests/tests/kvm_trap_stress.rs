@@ -6,8 +6,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -19,9 +18,9 @@ use aerostat::vm::config::{Kernel, SerialPort, VmConfig};
 use aerostat::vm::exit::ExitReason;
 use aerostat::vm::handle::VmRequest;
 use guest_ram::BackingKind;
-use system_tests::binary::workspace_root;
 use system_tests::kvm::kvm_or_skip;
 use system_tests::lab::inside_lab;
+use system_tests::mutant::guest_image;
 use system_tests::vm::scaled;
 use tempfile::NamedTempFile;
 use tokio::sync::oneshot;
@@ -128,6 +127,7 @@ struct Flooder<'a> {
     page: SharedPage,
     vectors: u32,
     first: u32,
+    vcpus: u32,
     seed: u64,
     ended: &'a dyn Fn() -> bool,
     counts: Flood,
@@ -143,8 +143,10 @@ impl Flooder<'_> {
 
     fn send(&mut self, index: u32) {
         self.page.quad(page::SEQUENCE_OFFSET + 8 * u64::from(index)).fetch_add(1, Ordering::SeqCst);
+        // Each vector has a vCPU of its own: the acknowledgement says that it came through there.
+        let destination = index % self.vcpus;
         let msi = KvmMsi {
-            address_lo: 0xfee0_0000,
+            address_lo: 0xfee0_0000 | destination << 12,
             address_hi: 0,
             data: self.first + index,
             flags: 0,
@@ -225,8 +227,9 @@ impl Flooder<'_> {
         if self.random().is_multiple_of(8) {
             thread::sleep(Duration::from_micros(100));
         }
-        self.send(1);
-        self.await_acknowledgement(1, page::PHASE_HALT);
+        let index = u32::try_from(self.random() % u64::from(self.vectors)).expect("below 16");
+        self.send(index);
+        self.await_acknowledgement(index, page::PHASE_HALT);
         self.counts.handshakes += 1;
     }
 }
@@ -247,14 +250,15 @@ impl Outcome {
     }
 }
 
-/// Runs the stress in `kernel`; a guest that hangs is ended.
-fn stress(kernel: Kernel, seconds: u32) -> Outcome {
+/// Runs the stress in `kernel` on `vcpus` vCPUs; a guest that hangs is ended.
+fn stress(kernel: Kernel, seconds: u32, vcpus: u8) -> Outcome {
     let _only = only_vm();
     let output = NamedTempFile::new().expect("a temporary file");
     let serial =
         SerialPort::Files { input: None, output: output.reopen().expect("a second handle") };
     let config = VmConfig {
         memory_bytes: RAM_BYTES,
+        vcpus,
         kernel,
         backing: BackingKind::Memfd,
         cmdline: Some(format!("exec=trap-stress,{seconds} exec=poweroff")),
@@ -282,6 +286,7 @@ fn stress(kernel: Kernel, seconds: u32) -> Outcome {
                 vectors: page.word(page::VECTORS_OFFSET),
                 first: page.word(page::FIRST_VECTOR_OFFSET),
                 page,
+                vcpus: vcpus.into(),
                 seed: 0x5eed,
                 ended: &ended,
                 counts: Flood::default(),
@@ -314,7 +319,7 @@ fn no_register_changes_and_no_interrupt_is_lost_under_faults_ticks_and_a_flood()
         return;
     }
     let seconds = scaled(60, 10);
-    let outcome = stress(Kernel::Embedded, seconds);
+    let outcome = stress(Kernel::Embedded, seconds, 1);
     println!("{}{:?}", outcome.output, outcome.flood);
     assert!(outcome.is_clean(seconds), "{outcome:?}");
     // Otherwise it was no stress.
@@ -322,29 +327,26 @@ fn no_register_changes_and_no_interrupt_is_lost_under_faults_ticks_and_a_flood()
     assert!(outcome.flood.handshakes > scaled(100, 10), "{outcome:?}");
 }
 
+/// Every vCPU has stubs, tables and stacks of its own.
+#[test]
+fn no_vcpu_loses_a_register_or_an_interrupt_when_all_are_stressed_at_once() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let seconds = scaled(10, 10);
+    for vcpus in [2, 4] {
+        let outcome = stress(Kernel::Embedded, seconds, vcpus);
+        println!("{}{:?}", outcome.output, outcome.flood);
+        assert!(outcome.is_clean(seconds), "{vcpus} vCPUs: {outcome:?}");
+        assert!(outcome.output.contains(&format!(" cpus={vcpus}")), "{outcome:?}");
+        assert!(outcome.flood.sent > scaled(1000, 50), "{outcome:?}");
+        assert!(outcome.flood.handshakes > scaled(20, 5), "{outcome:?}");
+    }
+}
+
 /// The guest image with a deliberate fault in its nucleus.
 fn mutant(name: &str) -> Kernel {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let root = workspace_root();
-    let test = std::env::current_exe().expect("a test has a path");
-    let target = test.ancestors().nth(3).expect("tests lie in target/PROFILE/deps");
-    let target_dir = target.join("guest-mutants");
-    let triple = "x86_64-unknown-linux-gnu";
-    let mut build = Command::new(cargo);
-    build
-        .current_dir(root)
-        .args(["build", "--package", "guest-kernel", "--bin", "guest-kernel", "--profile", "guest"])
-        .args(["--target", triple, "--target-dir"])
-        .arg(&target_dir)
-        .env_remove("RUSTC_WORKSPACE_WRAPPER")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("RUSTFLAGS", "-C force-frame-pointers=yes")
-        .env("AEROSTAT_GUEST_IMAGE", "1")
-        .env("AEROSTAT_NUCLEUS_MUTANT", name);
-    let output = build.output().expect("cargo starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let elf: PathBuf = target_dir.join(triple).join("guest/guest-kernel");
-    Kernel::Image(Arc::from(fs::read(elf).expect("the image was built")))
+    Kernel::Image(Arc::from(guest_image(name)))
 }
 
 /// The negative controls: a stress that finds nothing proves little unless it finds these.
@@ -360,7 +362,7 @@ fn each_deliberate_fault_in_the_nucleus_is_found() {
         ("halt-unchecked", "lost=5"),
         ("no-ist-toggle", ""),
     ] {
-        let outcome = stress(mutant(name), 4);
+        let outcome = stress(mutant(name), 4, 1);
         assert!(!outcome.is_clean(4), "{name} was not found: {outcome:?}");
         assert!(outcome.output.contains(sign), "{name} was found as something else: {outcome:?}");
     }

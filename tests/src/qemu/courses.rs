@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Accelerator, QemuGuest, QemuOptions};
 use crate::agent::Agent;
+use crate::stress::SmpStress;
 use crate::vm::wait_for;
 
 const MIB: u64 = 1 << 20;
@@ -183,8 +184,45 @@ pub fn a_panic_is_seen_by_the_panic_device(accelerator: Accelerator) {
     assert!(guest.serial().contains("deliberate: the scenario `panic`"), "{}", guest.serial());
 }
 
+/// Two vCPUs, found in ACPI's tables or by a word on the command line, come up and stress each other.
+///
+/// # Panics
+/// If anything of it is not so.
+pub fn a_second_cpu_comes_up_and_holds(accelerator: Accelerator) {
+    for (acpi, cmdline) in [
+        (true, "exec=cpus exec=smp-stress,2 exec=trap-stress,2 exec=census exec=poweroff"),
+        (false, "cpus=2 exec=cpus exec=smp-stress,2 exec=trap-stress,2 exec=census exec=poweroff"),
+    ] {
+        let options = QemuOptions { vcpus: 2, acpi, cmdline, ..QemuOptions::new(accelerator) };
+        let (serial, status) = run_to_the_end(&options);
+        assert!(status, "{serial}");
+        for expected in ["2 CPUs up\n", "cpus: exit 0", "trap-stress,2: exit 0", "census: exit 0"] {
+            assert!(serial.contains(expected), "no `{expected}` in\n{serial}");
+        }
+        SmpStress::of(&serial.lines().collect::<Vec<_>>()).expect_stress(2);
+    }
+}
+
+/// A CPU that is announced and does not exist is waited for, named and left out.
+///
+/// # Panics
+/// If anything of it is not so.
+pub fn a_cpu_that_does_not_come_is_left_out(accelerator: Accelerator) {
+    let cmdline = "cpus=3 exec=cpus exec=census exec=poweroff";
+    let options = QemuOptions { vcpus: 2, cmdline, ..QemuOptions::new(accelerator) };
+    let (serial, status) = run_to_the_end(&options);
+    assert!(status, "{serial}");
+    let named = "CPU 2 (APIC id 2) does not come up: left out";
+    for expected in [named, "2 CPUs up\n", "cpus: exit 0", "census: exit 0"] {
+        assert!(serial.contains(expected), "no `{expected}` in\n{serial}");
+    }
+}
+
 /// Runs a machine that ends by itself; returns its console, and whether it ended cleanly.
-fn run_to_the_end(options: &QemuOptions) -> (String, bool) {
+///
+/// # Panics
+/// If it does not end.
+pub fn run_to_the_end(options: &QemuOptions) -> (String, bool) {
     let mut guest =
         QemuGuest::start(&QemuOptions { memory_mib: 64, more: &["-S"], ..options.clone() });
     guest.go();

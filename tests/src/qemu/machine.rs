@@ -32,6 +32,10 @@ pub struct QemuOptions {
     pub memory_mib: u64,
     /// vCPUs.
     pub vcpus: u8,
+    /// Whether there are ACPI tables.
+    pub acpi: bool,
+    /// The guest's ELF, if it is not the embedded one.
+    pub kernel: Option<PathBuf>,
     /// Whether every virtio-mmio window is of version 1.
     pub legacy: bool,
     /// Properties of the balloon, as `,name=value…`.
@@ -53,6 +57,8 @@ impl QemuOptions {
             accelerator,
             memory_mib: 256,
             vcpus: 1,
+            acpi: false,
+            kernel: None,
             legacy: false,
             balloon: "",
             console: "",
@@ -179,7 +185,8 @@ fn guest_image() -> &'static (TempDir, PathBuf) {
 fn command(options: &QemuOptions, dir: &TempDir) -> Command {
     let path = |name: &str| dir.path().join(name).display().to_string();
     let mut command = Command::new(qemu_path().expect("qemu_or_skip was asked"));
-    command.args(["-M", "microvm,acpi=off,auto-kernel-cmdline=on", "-accel"]);
+    let acpi = if options.acpi { "on" } else { "off" };
+    command.args(["-M", &format!("microvm,acpi={acpi},auto-kernel-cmdline=on"), "-accel"]);
     command.arg(match options.accelerator {
         Accelerator::Kvm => "kvm",
         Accelerator::Tcg => "tcg",
@@ -196,7 +203,8 @@ fn command(options: &QemuOptions, dir: &TempDir) -> Command {
     command.args(["-device", &format!("virtio-serial-device,id=console{}", options.console)]);
     command.args(["-device", "virtserialport,chardev=agent,name=org.aerostat.agent"]);
     command.args(["-device", &format!("virtio-rng-device,id=entropy{}", options.entropy)]);
-    command.args(options.more).args(["-kernel"]).arg(&guest_image().1);
+    command.args(options.more).args(["-kernel"]);
+    command.arg(options.kernel.as_ref().unwrap_or(&guest_image().1));
     command.args(["-append", options.cmdline]);
     command
 }
