@@ -50,6 +50,8 @@ impl<P: Platform> Base<P> {
     /// A caller inside a read section, or in a callback, waits for ever.
     pub fn settle(&self) {
         self.rcu_barrier();
+        self.rcu.synchronize_expedited(self.platform());
+        self.reap_tables(usize::MAX);
         // Objects first, which empty slabs; then the slabs that had to wait.
         for _ in 0..2 {
             self.rcu.synchronize_expedited(self.platform());

@@ -267,6 +267,16 @@ impl<'m, P: Platform> Mm<'m, P> {
         left.is_null() || right.is_null() || left == right
     }
 
+    /// Whether all folios that `other` may map can be found by `vma` too, were it as
+    /// large: it adds new ones to the same `AnonVma`, or `other` to none, and is in
+    /// every tree that `other` is in. Both are locked for writing.
+    pub(crate) fn anon_vma_covers(&self, vma: &Vma<'m, P>, other: &Vma<'m, P>) -> bool {
+        let is_in = |anon_vma| links(vma).any(|link| ptr::eq(link.anon_vma(), anon_vma));
+        let own = other.anon_vma.load(Ordering::Acquire);
+        (own.is_null() || own == vma.anon_vma.load(Ordering::Acquire))
+            && links(other).all(|link| is_in(link.anon_vma()))
+    }
+
     /// Gives up a reference; frees the object if it was the last, and then one of its root.
     pub(super) fn put_anon_vma(&self, anon_vma: NonNull<AnonVma<'m, P>>) {
         // SAFETY: the caller's reference keeps it.

@@ -65,6 +65,9 @@ impl<P: Platform> SpaceWriteGuard<'_, '_, P> {
             true => (cache.top.load(Ordering::Relaxed), known),
             false => (USER_END, 0),
         };
+        // VMAs that have merged since may cover the place.
+        let covering = VirtAddr::new(high - abi::PAGE_SIZE).and_then(|last| self.lookup(last));
+        high = covering.map_or(high, |vma| vma.start().get());
         loop {
             let below = self.before(VirtAddr::new(high)?);
             let low = below.map_or(USER_START, |vma| vma.end().get().max(USER_START));

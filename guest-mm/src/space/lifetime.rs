@@ -189,6 +189,16 @@ impl<'m, P: Platform> Mm<'m, P> {
     }
 }
 
+impl<P: Platform> Mm<'_, P> {
+    /// Waits for all that waits for a grace period, spaces included; see [`Base::settle`].
+    pub fn settle(&self) {
+        let base = self.base();
+        base.rcu.synchronize_expedited(base.platform());
+        self.reap_spaces();
+        base.settle();
+    }
+}
+
 /// Drops a space and gives its memory back.
 ///
 /// # Safety

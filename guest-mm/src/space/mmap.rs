@@ -1,6 +1,6 @@
 //! mmap: new mappings.
 
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 
 use abi::{PAGE_SHIFT, PAGE_SIZE};
 use bitflags::bitflags;
@@ -9,7 +9,7 @@ use super::gaps::Room;
 use super::lookup::SpaceWriteGuard;
 use super::object::NewVma;
 use super::structure::{AddressSpace, MAX_MAP_COUNT};
-use super::vma::VmFlags;
+use super::vma::{VmFlags, Vma};
 use crate::addr::{PMD_SIZE, USER_END, USER_START, VaRange, VirtAddr};
 use crate::errno::Errno;
 use crate::mm::Mm;
@@ -41,9 +41,9 @@ bitflags! {
 
 /// A file to map, and what its opener may do with it.
 #[derive(Debug)]
-pub struct MapSource<'m, P: Platform> {
-    /// The file. Who calls keeps it for the call; the VMA then has a reference of its own.
-    pub file: NonNull<FileMapping<'m, P>>,
+pub struct MapSource<'a, 'm, P: Platform> {
+    /// The file; the VMA takes a reference of its own.
+    pub file: &'a FileMapping<'m, P>,
     /// Where the mapping starts in it, in bytes.
     pub offset: u64,
     /// Opened for reading.
@@ -52,17 +52,17 @@ pub struct MapSource<'m, P: Platform> {
     pub writable: bool,
 }
 
-impl<P: Platform> Clone for MapSource<'_, P> {
+impl<P: Platform> Clone for MapSource<'_, '_, P> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<P: Platform> Copy for MapSource<'_, P> {}
+impl<P: Platform> Copy for MapSource<'_, '_, P> {}
 
 /// What mmap is asked for.
 #[derive(Debug)]
-pub struct MmapArgs<'m, P: Platform> {
+pub struct MmapArgs<'a, 'm, P: Platform> {
     /// Where: a wish, or with FIXED an order. 0: anywhere.
     pub addr: u64,
     /// How much; rounded up to pages.
@@ -72,18 +72,18 @@ pub struct MmapArgs<'m, P: Platform> {
     /// How.
     pub flags: MapFlags,
     /// What, unless ANONYMOUS.
-    pub source: Option<MapSource<'m, P>>,
+    pub source: Option<MapSource<'a, 'm, P>>,
 }
 
-impl<P: Platform> Clone for MmapArgs<'_, P> {
+impl<P: Platform> Clone for MmapArgs<'_, '_, P> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<P: Platform> Copy for MmapArgs<'_, P> {}
+impl<P: Platform> Copy for MmapArgs<'_, '_, P> {}
 
-impl<P: Platform> MmapArgs<'_, P> {
+impl<P: Platform> MmapArgs<'_, '_, P> {
     /// Private zeros, readable and writable, anywhere.
     pub const fn anonymous(bytes: u64) -> Self {
         Self {
@@ -133,16 +133,36 @@ impl<'m, P: Platform> Mm<'m, P> {
     pub fn mmap(
         &self,
         space: &AddressSpace<'m, P>,
-        args: MmapArgs<'m, P>,
+        args: MmapArgs<'_, 'm, P>,
     ) -> Result<VirtAddr, Errno> {
-        let plan = plan(&args)?;
-        let guard = space.write();
-        if space.map_count() > MAX_MAP_COUNT {
+        let mut plan = plan(&args)?;
+        // Shared memory without a name is a file that nobody can open.
+        let unnamed = match plan.file {
+            None if plan.flags.contains(VmFlags::SHARED) => Some(self.shmem_file(plan.bytes)?),
+            None | Some(_) => None,
+        };
+        if let Some(file) = &unnamed {
+            plan.file = Some(NonNull::from(&**file));
+        }
+        let mapped = self.map_planned(&space.write(), &args, plan);
+        if let Some(file) = unnamed {
+            self.file_put(file);
+        }
+        mapped.map(VaRange::start)
+    }
+
+    fn map_planned(
+        &self,
+        guard: &SpaceWriteGuard<'_, 'm, P>,
+        args: &MmapArgs<'_, 'm, P>,
+        plan: Plan<'m, P>,
+    ) -> Result<VaRange, Errno> {
+        if guard.space().map_count() > MAX_MAP_COUNT {
             return Err(Errno::ENOMEM);
         }
-        let range = place(&guard, &args, &plan)?;
-        self.map_at(&guard, range, plan)?;
-        Ok(range.start())
+        let range = place(guard, args, &plan)?;
+        self.map_at(guard, range, plan)?;
+        Ok(range)
     }
 
     /// Makes a VMA over `range`, in place of what is there.
@@ -158,17 +178,51 @@ impl<'m, P: Platform> Mm<'m, P> {
         if space.total_pages().get() - replaced + range.pages().get() > limit {
             return Err(Errno::ENOMEM);
         }
-        guard.isolate(range)?;
+        self.isolate(guard, range)?;
         let pgoff = if plan.file.is_some() { plan.pgoff } else { range.start().page() };
-        let new = NewVma::new(space, range, pgoff, plan.flags, plan.file)?;
-        self.remove(guard, range);
-        guard.insert(new)?;
+        let new = NewVma::new(self, space, range, pgoff, plan.flags, plan.file)
+            .and_then(|new| self.replace(guard, range, new))
+            .inspect_err(|_| self.merge_ends(guard, range))?;
+        self.vma_link_file(new);
+        self.merge_ends(guard, range);
         Ok(())
+    }
+
+    /// Puts `new` over `range`, in place of the VMAs there, none of which sticks out.
+    ///
+    /// # Errors
+    /// ENOMEM; nothing is changed.
+    pub(super) fn replace<'g>(
+        &self,
+        guard: &'g SpaceWriteGuard<'_, 'm, P>,
+        range: VaRange,
+        new: NewVma<'_, 'm, P>,
+    ) -> Result<&'g Vma<'m, P>, Errno> {
+        // The new one takes over the place in the tree of what ends where it does.
+        let last = range.end().checked_sub(PAGE_SIZE).and_then(|last| guard.lookup(last));
+        let new = guard.insert(new)?;
+        let mut removed = 0;
+        for vma in guard.overlapping(range).filter(|vma| !ptr::eq(*vma, new)) {
+            guard.take_out(vma);
+            removed += 1;
+        }
+        if let Some(last) = last {
+            guard.take_out(last);
+            removed += 1;
+        }
+        self.end_removed(guard, range, removed);
+        Ok(new)
+    }
+
+    /// Merges what was made with its neighbours.
+    pub(super) fn merge_ends(&self, guard: &SpaceWriteGuard<'_, 'm, P>, range: VaRange) {
+        self.merge_at(guard, range.start());
+        self.merge_at(guard, range.end());
     }
 }
 
 /// Checks the arguments that need no look at the space.
-fn plan<'m, P: Platform>(args: &MmapArgs<'m, P>) -> Result<Plan<'m, P>, Errno> {
+fn plan<'m, P: Platform>(args: &MmapArgs<'_, 'm, P>) -> Result<Plan<'m, P>, Errno> {
     let known = MapFlags::all().contains(args.flags) && PageProt::all().contains(args.prot);
     if args.bytes == 0 || !known {
         return Err(Errno::EINVAL);
@@ -204,13 +258,13 @@ fn plan<'m, P: Platform>(args: &MmapArgs<'m, P>) -> Result<Plan<'m, P>, Errno> {
         }
         flags.remove(VmFlags::MAYWRITE);
     }
-    Ok(Plan { bytes, flags, file: Some(source.file), pgoff })
+    Ok(Plan { bytes, flags, file: Some(NonNull::from(source.file)), pgoff })
 }
 
 /// Where the mapping goes.
 fn place<P: Platform>(
     guard: &SpaceWriteGuard<'_, '_, P>,
-    args: &MmapArgs<'_, P>,
+    args: &MmapArgs<'_, '_, P>,
     plan: &Plan<'_, P>,
 ) -> Result<VaRange, Errno> {
     let range_at = |start: u64| {

@@ -12,6 +12,8 @@
 #[cfg(not(loom))]
 mod gaps;
 #[cfg(not(loom))]
+mod leaves;
+#[cfg(not(loom))]
 mod lifetime;
 #[cfg(not(loom))]
 mod lookup;

@@ -1,10 +1,12 @@
 //! munmap: taking mappings away.
 
+use super::leaves::Leaves;
 use super::lookup::SpaceWriteGuard;
 use super::structure::AddressSpace;
 use crate::addr::{VaRange, VirtAddr};
 use crate::errno::Errno;
 use crate::mm::Mm;
+use crate::pgtable::{TlbGather, ZapRules};
 use crate::platform::Platform;
 
 impl<'m, P: Platform> Mm<'m, P> {
@@ -25,15 +27,53 @@ impl<'m, P: Platform> Mm<'m, P> {
         guard: &SpaceWriteGuard<'_, 'm, P>,
         range: VaRange,
     ) -> Result<(), Errno> {
-        guard.isolate(range)?;
+        self.isolate(guard, range)?;
         self.remove(guard, range);
         Ok(())
     }
 
-    /// Takes the VMAs of `range`, none of which sticks out, out of the tree, and unmaps them.
+    /// Takes the VMAs of `range`, none of which sticks out, away, and what they map:
+    ///
+    /// 1. out of the tree, so that no fault finds them, each after its readers have left;
+    /// 2. leaves cleared, TLBs flushed, references given up;
+    /// 3. out of the reverse maps, which led to those leaves;
+    /// 4. empty tables unlinked, flushed, freed after a grace period.
+    ///
+    /// VMAs are freed after a grace period, once the guard is gone.
     pub(super) fn remove(&self, guard: &SpaceWriteGuard<'_, 'm, P>, range: VaRange) {
+        let mut removed = 0;
         for vma in guard.overlapping(range) {
             guard.take_out(vma);
+            removed += 1;
+        }
+        self.end_removed(guard, range, removed);
+    }
+
+    /// What [`Self::remove`] does after its first step, for the last `removed` VMAs
+    /// that were taken out, all in `range`.
+    pub(super) fn end_removed(
+        &self,
+        guard: &SpaceWriteGuard<'_, 'm, P>,
+        range: VaRange,
+        removed: usize,
+    ) {
+        if removed == 0 {
+            return;
+        }
+        let tables = guard.space().tables();
+        let mut leaves = Leaves::of(self, guard.space());
+        let mut gather = TlbGather::new(tables);
+        let zapped = tables.zap_range(range, ZapRules::UNMAP, &mut gather, &mut leaves);
+        debug_assert!(zapped.is_ok(), "PMD leaves were split where VMAs end: {zapped:?}");
+        gather.flush(&mut leaves);
+        for vma in guard.removed().take(removed) {
+            self.anon_vma_unlink(vma);
+            self.vma_unlink_file(vma);
+        }
+        tables.free_tables(range, &mut gather, &mut leaves);
+        gather.flush(&mut leaves);
+        for vma in guard.removed().take(removed) {
+            self.put_file_of(vma);
         }
     }
 

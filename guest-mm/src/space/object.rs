@@ -6,11 +6,11 @@ use core::ptr::NonNull;
 use super::lookup::SpaceWriteGuard;
 use super::structure::AddressSpace;
 use super::vma::{VmFlags, Vma, key_of};
-use crate::addr::VaRange;
+use crate::addr::{VaRange, VirtAddr};
 use crate::buddy::Gfp;
 use crate::errno::Errno;
-use crate::mm::Base;
-use crate::pagecache::FileMapping;
+use crate::mm::Mm;
+use crate::pagecache::{FileMapping, FileRef};
 use crate::platform::Platform;
 use crate::sync::shim::Ordering;
 use crate::xarray::{Content, Entry};
@@ -18,27 +18,31 @@ use crate::xarray::{Content, Entry};
 /// A VMA that nobody has seen yet. Dropping it frees it.
 #[must_use]
 pub(super) struct NewVma<'a, 'm, P: Platform> {
-    space: &'a AddressSpace<'m, P>,
+    mm: &'a Mm<'m, P>,
     vma: NonNull<Vma<'m, P>>,
 }
 
 impl<'a, 'm, P: Platform> NewVma<'a, 'm, P> {
-    /// A VMA over `range`.
+    /// A VMA of `space` over `range`, with a reference of `file`.
     ///
     /// # Errors
     /// ENOMEM.
     pub(super) fn new(
-        space: &'a AddressSpace<'m, P>,
+        mm: &'a Mm<'m, P>,
+        space: &AddressSpace<'m, P>,
         range: VaRange,
         pgoff: u64,
         flags: VmFlags,
         file: Option<NonNull<FileMapping<'m, P>>>,
     ) -> Result<Self, Errno> {
-        let base = space.base;
-        let vma: NonNull<Vma<'m, P>> = base.caches.vma.alloc(&base.memory, Gfp::KERNEL)?.cast();
+        let vma = mm.base().caches.vma.alloc(mm.memory(), Gfp::KERNEL)?.cast();
         // SAFETY: an object of the cache of VMAs, large and aligned enough, and ours alone.
         unsafe { vma.write(Vma::new(space, &space.seq, range, pgoff, flags, file)) };
-        Ok(Self { space, vma })
+        if let Some(file) = file {
+            // SAFETY: the caller has a reference, by a VMA or a handle.
+            mm.file_get(unsafe { file.as_ref() }).into_raw();
+        }
+        Ok(Self { mm, vma })
     }
 
     /// The VMA.
@@ -50,23 +54,28 @@ impl<'a, 'm, P: Platform> NewVma<'a, 'm, P> {
 
 impl<P: Platform> Drop for NewVma<'_, '_, P> {
     fn drop(&mut self) {
-        // SAFETY: nobody but this handle has ever known of it.
-        unsafe { free_vma(self.space.base, self.vma) };
+        let vma = self.vma();
+        self.mm.anon_vma_unlink(vma);
+        self.mm.put_file_of(vma);
+        // SAFETY: in no tree, and nobody but this handle has ever known of it.
+        let freed = unsafe { self.mm.base().caches.vma.free(self.mm.memory(), self.vma.cast()) };
+        debug_assert_eq!(freed, Ok(()), "VMA");
     }
 }
 
-/// Gives a VMA's memory back.
-///
-/// # Safety
-/// Nobody uses it any more, lockless readers included; it came from [`NewVma`].
-pub(super) unsafe fn free_vma<P: Platform>(base: &Base<P>, vma: NonNull<Vma<'_, P>>) {
-    // SAFETY: the caller's promise. A VMA has nothing to drop.
-    let freed = unsafe { base.caches.vma.free(&base.memory, vma.cast()) };
-    debug_assert_eq!(freed, Ok(()), "VMA");
+impl<'m, P: Platform> Mm<'m, P> {
+    /// Gives up the reference that a VMA which nobody uses any more has of its file.
+    pub(super) fn put_file_of(&self, vma: &Vma<'m, P>) {
+        if let Some(file) = vma.file() {
+            // SAFETY: the VMA's reference, from `NewVma::new`; this is its last use.
+            self.file_put(unsafe { FileRef::from_raw(file) });
+        }
+    }
 }
 
 impl<'a, 'm, P: Platform> SpaceWriteGuard<'a, 'm, P> {
-    /// Puts a VMA into the tree and counts it. What it covers is empty, or is taken out next.
+    /// Puts a VMA into the tree and counts it. What it covers is empty, or is taken
+    /// out next; of a VMA with the same end the tree knows nothing any more.
     ///
     /// # Errors
     /// ENOMEM; the VMA is freed, nothing is changed.
@@ -94,36 +103,50 @@ impl<'a, 'm, P: Platform> SpaceWriteGuard<'a, 'm, P> {
         vma.lock.detach();
         self.count(-1, -vma.pages().get().cast_signed());
         self.note_gap(vma.end());
-        vma.next_removed.store(self.removed.replace(pointer.as_ptr()), Ordering::Relaxed);
+        self.push_removed(vma);
     }
 
-    /// Gives `vma` another range. The tree has no other VMA in it.
+    /// Gives `vma` another end. The tree has no other VMA up to there. Reverse maps are the caller's.
     ///
     /// # Errors
-    /// ENOMEM; nothing is changed. Never if the end stays.
-    pub(super) fn set_range(
-        &self,
-        vma: &Vma<'m, P>,
-        range: VaRange,
-        pgoff: u64,
-    ) -> Result<(), Errno> {
-        self.lock_vma(vma);
-        let (old, pointer) = (vma.range(), NonNull::from(vma));
-        if old.end() != range.end() {
-            let key = key_of(range.end());
-            let stored = self.space().vmas.store(key, Entry::Pointer(pointer));
-            stored.map_err(|_| Errno::ENOMEM)?;
+    /// ENOMEM; nothing is changed.
+    pub(super) fn move_key(&self, vma: &Vma<'m, P>, end: VirtAddr) -> Result<(), Errno> {
+        let key = key_of(end);
+        if key == vma.key() {
+            return Ok(());
         }
-        vma.start.store(range.start().get(), Ordering::Relaxed);
-        vma.end.store(range.end().get(), Ordering::Relaxed);
-        vma.pgoff.store(pgoff, Ordering::Relaxed);
-        if old.end() != range.end() {
-            self.forget_key(key_of(old.end()), pointer);
-        }
-        self.count(0, range.pages().get().cast_signed() - old.pages().get().cast_signed());
-        self.note_gap(range.start());
-        self.note_gap(range.end());
+        let pointer = NonNull::from(vma);
+        self.space().vmas.store(key, Entry::Pointer(pointer)).map_err(|_| Errno::ENOMEM)?;
+        self.forget_key(vma.key(), pointer);
         Ok(())
+    }
+
+    /// Makes the place of `high` in the tree that of `keep`, which is `high` or the
+    /// neighbour below, and takes `gone`, the other one, away. `keep` covers both.
+    pub(super) fn absorb(&self, keep: &Vma<'m, P>, gone: &Vma<'m, P>, old_low_end: VirtAddr) {
+        let stored = self.space().vmas.store(keep.key(), Entry::Pointer(NonNull::from(keep)));
+        debug_assert!(stored.is_ok(), "replacing an entry takes no memory");
+        let low = if gone.end() == old_low_end { gone } else { keep };
+        self.forget_key(key_of(old_low_end), NonNull::from(low));
+        gone.lock.detach();
+        self.count(-1, 0);
+        self.push_removed(gone);
+    }
+
+    fn push_removed(&self, vma: &Vma<'m, P>) {
+        let pointer = NonNull::from(vma).as_ptr();
+        vma.next_removed.store(self.removed.replace(pointer), Ordering::Relaxed);
+    }
+
+    /// VMAs taken out of the tree under this guard, the latest first.
+    pub(super) fn removed(&self) -> impl Iterator<Item = &Vma<'m, P>> {
+        let follow = |vma: &NonNull<Vma<'m, P>>| {
+            // SAFETY: taken out under this guard, which keeps them until it drops.
+            NonNull::new(unsafe { vma.as_ref() }.next_removed.load(Ordering::Relaxed))
+        };
+        let all = core::iter::successors(NonNull::new(self.removed.get()), follow);
+        // SAFETY: as above; the borrow is the guard's.
+        all.map(|vma| unsafe { &*vma.as_ptr() })
     }
 
     /// Erases the entry at `key` if it is still `vma`'s.
@@ -134,8 +157,8 @@ impl<'a, 'm, P: Platform> SpaceWriteGuard<'a, 'm, P> {
     }
 
     /// Tells the search for room of a gap that has `address` in it or at its end.
-    fn note_gap(&self, address: crate::addr::VirtAddr) {
+    pub(super) fn note_gap(&self, address: VirtAddr) {
         let above = self.find(address);
-        self.space().gaps.freed(above.map_or(crate::addr::VirtAddr::END, Vma::start));
+        self.space().gaps.freed(above.map_or(VirtAddr::END, Vma::start));
     }
 }

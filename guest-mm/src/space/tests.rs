@@ -14,7 +14,7 @@ use crate::testing::{self, TestPlatform};
 mod map;
 mod vma_locks;
 
-type Args<'m> = MmapArgs<'m, TestPlatform>;
+type Args<'m> = MmapArgs<'m, 'm, TestPlatform>;
 type Space<'m> = AddressSpace<'m, TestPlatform>;
 
 const PAGE: u64 = abi::PAGE_SIZE;
@@ -31,17 +31,18 @@ fn base() -> Base<TestPlatform> {
 }
 
 /// Runs a test with a memory manager and checks that nothing of it is left.
-fn with_mm(test: impl FnOnce(&Mm<'_, TestPlatform>)) {
+fn with_mm(test: impl for<'m> FnOnce(&Mm<'m, TestPlatform>)) {
     let base = base();
-    {
-        let mm = Mm::new(&base);
-        test(&mm);
-        assert_eq!(mm.reap_spaces(), 0);
-    }
-    for cache in [&base.caches.vma, &base.caches.space, &base.caches.xa_node] {
+    let mm = Mm::new(&base);
+    mm.settle();
+    let free = base.memory.free_pages();
+    test(&mm);
+    mm.settle();
+    for cache in base.caches.all() {
         assert_eq!(cache.stats(&base.memory).in_use, 0, "{}", cache.name());
-        cache.shrink(&base.memory);
     }
+    assert_eq!(base.memory.free_pages(), free);
+    assert!(base.memory.census().is_consistent());
 }
 
 /// Runs a test with one space.
@@ -53,7 +54,7 @@ fn with_space(test: impl for<'m> FnOnce(&Mm<'m, TestPlatform>, &Space<'m>)) {
     });
 }
 
-/// Start page, pages and flags of each VMA, relative to `HERE`.
+/// Start and length in pages of each VMA, relative to `HERE`.
 fn layout(space: &Space<'_>) -> Vec<(u64, u64)> {
     let guard = space.read();
     let all = guard.iter().map(|vma| {

@@ -212,6 +212,19 @@ impl<'m, P: Platform> Vma<'m, P> {
         self.pgoff() + (address.page() - first)
     }
 
+    /// Sets its range and the offset of its first page; the space's lock, its own and
+    /// those of its reverse maps are held for writing.
+    pub(super) fn set_span(&self, range: VaRange, pgoff: u64) {
+        self.start.store(range.start().get(), Ordering::Relaxed);
+        self.end.store(range.end().get(), Ordering::Relaxed);
+        self.pgoff.store(pgoff, Ordering::Relaxed);
+    }
+
+    /// Sets what it allows; its lock is held for writing.
+    pub(super) fn set_flags(&self, flags: VmFlags) {
+        self.flags.store(flags.bits(), Ordering::Relaxed);
+    }
+
     /// The key of its entry in the space's tree: its last page.
     pub(super) fn key(&self) -> u64 {
         key_of(self.end())
