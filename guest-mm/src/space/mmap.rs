@@ -148,7 +148,14 @@ impl<'m, P: Platform> Mm<'m, P> {
         if let Some(file) = unnamed {
             self.file_put(file);
         }
-        mapped.map(VaRange::start)
+        let range = mapped?;
+        if args.flags.intersects(MapFlags::POPULATE | MapFlags::LOCKED) {
+            match self.fault_in_range(space, range) {
+                // As on Linux nobody hears of pages that could not be had.
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(range.start())
     }
 
     fn map_planned(

@@ -10,15 +10,23 @@
 #![allow(dead_code, reason = "until its calls have landed")]
 
 #[cfg(not(loom))]
-mod gaps;
+mod age;
 #[cfg(not(loom))]
-mod leaves;
+mod fork;
+#[cfg(not(loom))]
+mod gaps;
 #[cfg(not(loom))]
 mod lifetime;
 #[cfg(not(loom))]
 mod lookup;
 #[cfg(not(loom))]
+mod madvise;
+#[cfg(not(loom))]
 mod mmap;
+#[cfg(not(loom))]
+mod mprotect;
+#[cfg(not(loom))]
+mod mremap;
 #[cfg(not(loom))]
 mod munmap;
 #[cfg(not(loom))]
@@ -35,7 +43,9 @@ pub mod vma_lock;
 pub use {
     lifetime::{SpaceGrab, SpaceRef},
     lookup::{SpaceReadGuard, SpaceWriteGuard, VmaGuard, Vmas},
+    madvise::Advice,
     mmap::{MapFlags, MapSource, MmapArgs},
+    mremap::{RemapArgs, RemapFlags},
     structure::{AddressSpace, MAX_MAP_COUNT},
     vma::{VmFlags, Vma},
 };

@@ -1,12 +1,10 @@
 //! munmap: taking mappings away.
 
-use super::leaves::Leaves;
 use super::lookup::SpaceWriteGuard;
 use super::structure::AddressSpace;
 use crate::addr::{VaRange, VirtAddr};
 use crate::errno::Errno;
 use crate::mm::Mm;
-use crate::pgtable::{TlbGather, ZapRules};
 use crate::platform::Platform;
 
 impl<'m, P: Platform> Mm<'m, P> {
@@ -35,9 +33,9 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// Takes the VMAs of `range`, none of which sticks out, away, and what they map:
     ///
     /// 1. out of the tree, so that no fault finds them, each after its readers have left;
-    /// 2. leaves cleared, TLBs flushed, references given up;
-    /// 3. out of the reverse maps, which led to those leaves;
-    /// 4. empty tables unlinked, flushed, freed after a grace period.
+    /// 2. leaves cleared and empty tables unlinked, TLBs flushed, references given up,
+    ///    tables freed after a grace period;
+    /// 3. out of the reverse maps, which led to those leaves.
     ///
     /// VMAs are freed after a grace period, once the guard is gone.
     pub(super) fn remove(&self, guard: &SpaceWriteGuard<'_, 'm, P>, range: VaRange) {
@@ -60,19 +58,11 @@ impl<'m, P: Platform> Mm<'m, P> {
         if removed == 0 {
             return;
         }
-        let tables = guard.space().tables();
-        let mut leaves = Leaves::of(self, guard.space());
-        let mut gather = TlbGather::new(tables);
-        let zapped = tables.zap_range(range, ZapRules::UNMAP, &mut gather, &mut leaves);
-        debug_assert!(zapped.is_ok(), "PMD leaves were split where VMAs end: {zapped:?}");
-        gather.flush(&mut leaves);
+        let unmapped = self.unmap_leaves(guard.space(), range);
+        debug_assert!(unmapped.is_ok(), "PMD leaves were split where VMAs end: {unmapped:?}");
         for vma in guard.removed().take(removed) {
             self.anon_vma_unlink(vma);
             self.vma_unlink_file(vma);
-        }
-        tables.free_tables(range, &mut gather, &mut leaves);
-        gather.flush(&mut leaves);
-        for vma in guard.removed().take(removed) {
             self.put_file_of(vma);
         }
     }

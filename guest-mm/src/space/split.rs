@@ -2,7 +2,6 @@
 
 use core::ptr::NonNull;
 
-use super::leaves::Leaves;
 use super::lookup::SpaceWriteGuard;
 use super::object::NewVma;
 use super::structure::MAX_MAP_COUNT;
@@ -44,8 +43,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             return Err(Errno::ENOMEM);
         }
         guard.lock_vma(vma);
-        let mut leaves = Leaves::of(self, guard.space());
-        match guard.space().tables().split_pmd(at, &mut leaves) {
+        match self.split_pmd(guard.space(), at) {
             // A malformed entry is no PMD leaf to be split.
             Ok(_) | Err(MakeTableError::Unknown(_)) => {}
             Err(_) => return Err(Errno::ENOMEM),
