@@ -47,7 +47,7 @@ impl<'a, 'm, M: Machine> Process<'a, 'm, M> {
     ///
     /// # Errors
     /// As [`Mm::mmap`].
-    pub fn mmap(&self, args: MmapArgs<'m, M>) -> Result<u64, Errno> {
+    pub fn mmap(&self, args: MmapArgs<'_, 'm, M>) -> Result<u64, Errno> {
         Ok(self.mm.mmap(&self.space, args)?.get())
     }
 

@@ -19,15 +19,11 @@ fn file_of(world: &World, pages: u64) -> File {
 }
 
 fn map(world: &World, file: &File, pages: u64, flags: MapFlags) -> u64 {
-    let raw = file.get().into_raw();
-    let source = MapSource { file: raw, offset: 0, readable: true, writable: true };
+    let source = MapSource { file, offset: 0, readable: true, writable: true };
     let args = MmapArgs { flags, source: Some(source), ..MmapArgs::anonymous(pages * PAGE_SIZE) };
     // Windows of fault-around are aligned.
     let args = MmapArgs { addr: 0x2_0000_0000, ..args };
-    let at = world.mm.mmap(world.space(), args).unwrap().get();
-    // SAFETY: the reference just taken; the mapping has its own.
-    world.mm.file_put(unsafe { File::from_raw(raw) });
-    at
+    world.mm.mmap(world.space(), args).unwrap().get()
 }
 
 fn read(world: &World, file: &File, page: u64) -> u64 {
