@@ -16,6 +16,7 @@
 //! physical address space" (February 2026).
 
 mod codec;
+mod of_folio;
 mod pmd;
 mod rules;
 

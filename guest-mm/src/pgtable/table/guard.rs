@@ -73,7 +73,7 @@ impl<'a, P: Platform> Tables<'a, P> {
             // Keeps the table from the look at the directory until its lock is held.
             let _section = self.base.rcu.read(self.platform().cpu());
             let directory = self.directory(va)?;
-            self.base.table_desc(directory, 1).ok_or_else(|| self.corrupt(directory))?;
+            self.check_table(directory)?;
             let pmd = self.load(directory, va.table_index(1));
             let frame = match pmd.pmd() {
                 PmdState::Table(frame) => frame,

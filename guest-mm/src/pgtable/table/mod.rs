@@ -26,6 +26,7 @@ pub use walk::{Found, SlotRef};
 use super::entry::{Entry, PmdState, PteState, Size2M, UpperState};
 use super::{LeafSize, UnknownLeaf};
 use crate::addr::VirtAddr;
+use crate::memdesc::Tag;
 use crate::memory::AllocError;
 use crate::mm::Base;
 use crate::platform::{AtomicCpuSet, Platform, TlbFlush};
@@ -189,7 +190,7 @@ impl<'a, P: Platform> Tables<'a, P> {
     pub(in crate::pgtable) fn directory(&self, va: VirtAddr) -> Result<Pfn, NoTable> {
         let mut frame = self.root;
         for level in (2..=ROOT_LEVEL).rev() {
-            self.base.table_desc(frame, level).ok_or_else(|| self.corrupt(frame))?;
+            self.check_table(frame)?;
             frame = match self.load(frame, va.table_index(level)).upper() {
                 UpperState::None => return Err(NoTable::Hole { level }),
                 UpperState::Table(frame) => frame,
@@ -201,7 +202,18 @@ impl<'a, P: Platform> Tables<'a, P> {
         Ok(frame)
     }
 
-    /// An entry led to a frame that is no table of the right level.
+    /// Checks that a frame which an entry led to is a table.
+    ///
+    /// Its tag alone is looked at: whether the level is right is checked where a
+    /// table is locked, filled or unlinked, and by the census.
+    pub(in crate::pgtable) fn check_table(&self, frame: Pfn) -> Result<(), NoTable> {
+        match self.base.memory.words().load(frame) {
+            Ok(word) if word.tag() == Tag::PtDesc => Ok(()),
+            Ok(_) | Err(_) => Err(self.corrupt(frame)),
+        }
+    }
+
+    /// An entry led to a frame that is no table, or not one of the right level.
     pub(in crate::pgtable) fn corrupt(&self, frame: Pfn) -> NoTable {
         let entry = Entry::table(frame).unwrap_or(Entry::NONE);
         NoTable::Unknown(self.base.note_unknown(UnknownLeaf(entry)))

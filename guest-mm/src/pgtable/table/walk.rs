@@ -93,7 +93,7 @@ impl<'a, P: Platform> Tables<'a, P> {
 
     fn walk_slots(&self, va: VirtAddr) -> Result<Found<'a>, NoTable> {
         let directory = self.directory(va)?;
-        self.base.table_desc(directory, 1).ok_or_else(|| self.corrupt(directory))?;
+        self.check_table(directory)?;
         let pmd_slot = SlotRef(self.slot(directory, va.table_index(1)));
         let pmd = pmd_slot.load();
         Ok(match pmd.pmd() {
@@ -101,7 +101,7 @@ impl<'a, P: Platform> Tables<'a, P> {
             PmdState::Unknown(unknown) => Found::Unknown(self.base.note_unknown(unknown)),
             PmdState::Present(_) | PmdState::Soft(_) => Found::Pmd { slot: pmd_slot, entry: pmd },
             PmdState::Table(frame) => {
-                self.base.table_desc(frame, 0).ok_or_else(|| self.corrupt(frame))?;
+                self.check_table(frame)?;
                 let slot = SlotRef(self.slot(frame, va.table_index(0)));
                 Found::Pte { pmd_slot, pmd, slot, entry: slot.load() }
             }

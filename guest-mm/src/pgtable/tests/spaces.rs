@@ -357,3 +357,19 @@ fn digests_tell_states_apart_and_not_frames() {
     world.exit(second);
     no_folios_left(&base);
 }
+
+#[test]
+fn leaves_made_from_a_folio_name_its_pages() {
+    let base = machine();
+    let mm = Mm::new(&base);
+    let order = Order::new(2).unwrap();
+    let folio = mm.alloc_folio(order, crate::buddy::Gfp::USER, FolioKind::Anon).unwrap();
+    let second = folio.pfn().checked_add(abi::PageCount::ONE).unwrap();
+    assert_eq!(Location::of_folio(&folio, 1), Some(Location::Pfn(second)));
+    assert_eq!(Location::of_folio(&folio, 4), None);
+    let write = Softleaf::migration_of(&folio, 1, MigrationAccess::Write);
+    assert_eq!(write, Some(Softleaf::MigrationWrite(second)));
+    assert_eq!(Softleaf::device_of(&folio, 1, true), Some(Softleaf::DeviceExclusive(second)));
+    assert_eq!(Softleaf::hwpoison_of(&folio, 1), Some(Softleaf::HwPoison(second)));
+    mm.put(folio);
+}
