@@ -40,7 +40,7 @@ use crate::platform::Platform;
 use crate::space::{AddressSpace, VmFlags, Vma, Vmas};
 use leaf::{PmdStep, PteStep, pmd_step, pte_step};
 use swap::SwapLeaf;
-use wait::Wait;
+use wait::{MemoryWait, Wait};
 
 /// One round: the outcome, or why there is none yet.
 type Round<'m> = Result<FaultOutcome, Stop<'m>>;
@@ -139,7 +139,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         page: VirtAddr,
         access: FaultAccess,
     ) -> Result<FaultOutcome, FaultError> {
-        let mut memory_waits = 0;
+        let mut memory = MemoryWait::default();
         let mut locking = Locking::Vma;
         loop {
             if space.is_dead() {
@@ -151,7 +151,7 @@ impl<'m, P: Platform> Mm<'m, P> {
                 Err(Stop::SpaceLock) => locking = Locking::Space,
                 Err(Stop::Wait(wait)) => {
                     self.note_fault(FaultEvent::Retry);
-                    self.await_for_fault(space, page, wait, &mut memory_waits)?;
+                    self.await_for_fault(space, page, wait, &mut memory)?;
                 }
             }
         }

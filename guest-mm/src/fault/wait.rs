@@ -6,11 +6,15 @@ use crate::folio::FolioRef;
 use crate::mm::Mm;
 use crate::pgtable::{Entry, Found};
 use crate::platform::Platform;
+use crate::reclaim::Attempts;
 use crate::space::AddressSpace;
 
-/// Rounds that may end for want of memory before a fault does. Each but the
-/// last asks reclaim to free some, which is bounded by itself.
-const MEMORY_ROUNDS: u32 = 4;
+/// What one fault has done for want of memory.
+#[derive(Debug, Default)]
+pub(super) struct MemoryWait {
+    tried_again: bool,
+    attempts: Attempts,
+}
 
 /// What a round found busy.
 pub(super) enum Wait<'m> {
@@ -31,7 +35,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         space: &AddressSpace<'m, P>,
         page: VirtAddr,
         wait: Wait<'m>,
-        memory_waits: &mut u32,
+        memory: &mut MemoryWait,
     ) -> Result<(), FaultError> {
         match wait {
             Wait::Folio(folio) => {
@@ -47,23 +51,17 @@ impl<'m, P: Platform> Mm<'m, P> {
                 }
                 Ok(())
             }
-            Wait::Memory => self.await_memory(memory_waits),
+            Wait::Memory => self.await_memory(memory),
         }
     }
 
-    /// Frees memory for another round, if there is any to free.
-    fn await_memory(&self, waits: &mut u32) -> Result<(), FaultError> {
-        *waits += 1;
-        if *waits < MEMORY_ROUNDS && self.memory_came_free() {
-            Ok(())
-        } else {
-            Err(FaultError::Oom)
+    /// Lets the round be tried once more as it is: another CPU may have had the
+    /// last page for a moment. Then makes room, by whatever means are left.
+    fn await_memory(&self, memory: &mut MemoryWait) -> Result<(), FaultError> {
+        if !core::mem::replace(&mut memory.tried_again, true) {
+            return Ok(());
         }
-    }
-
-    /// Gives back what only waits for its readers. Returns whether anything did.
-    fn memory_came_free(&self) -> bool {
-        self.base().reap_tables(usize::MAX) > 0
+        self.make_room(&mut memory.attempts).map_err(|_| FaultError::Oom)
     }
 
     /// Whether `seen` stands at `page`, in the PTE table or the directory.

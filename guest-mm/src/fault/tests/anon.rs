@@ -109,7 +109,7 @@ fn unsharing_the_zero_page_gives_a_read_only_page_of_zeros() {
 }
 
 #[test]
-fn each_failing_allocation_ends_in_oom_and_leaves_nothing() {
+fn each_failing_allocation_is_undone_and_tried_again() {
     for site in [FaultSite::BuddyAlloc, FaultSite::SlabAlloc] {
         for zero_first in [false, true] {
             for nth in 1.. {
@@ -118,23 +118,34 @@ fn each_failing_allocation_ends_in_oom_and_leaves_nothing() {
                 if zero_first {
                     world.load(at).unwrap();
                 }
-                let before = world.anon_rss();
                 world.platform().faults().fail_nth(site, nth);
-                let result = world.store(at, 1);
-                let struck = world.platform().faults().struck(site) > 0;
+                assert_eq!(world.store(at, 1), Ok(()), "{site:?} {nth}");
+                let struck = world.platform().faults().struck(site);
                 world.platform().faults().fail_nth(site, 0);
-                if result.is_err() {
-                    assert_eq!(result, Err(FaultError::Oom), "{site:?} {nth}");
-                    assert_eq!(world.anon_rss(), before);
-                }
-                assert_eq!(world.store(at, 2), Ok(()), "a second try succeeds");
-                assert_eq!(world.load(at), Ok(2));
+                assert_eq!((world.event(FaultEvent::Retry), world.anon_rss()), (struck, 1));
+                assert_eq!(world.load(at), Ok(1));
                 world.end();
-                if !struck {
+                if struck == 0 {
                     break;
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_process_that_needs_more_than_there_is_is_killed() {
+    for site in [FaultSite::BuddyAlloc, FaultSite::SlabAlloc] {
+        let world = World::new();
+        let at = world.map(2);
+        world.store(at, 1).unwrap();
+        world.base().settle();
+        world.platform().faults().fail_randomly(site, 1);
+        assert_eq!(world.store(at + PAGE_SIZE, 1), Err(FaultError::Oom), "{site:?}");
+        world.platform().faults().fail_randomly(site, 0);
+        assert!(world.space().is_dead());
+        assert_eq!(world.entry(at + PAGE_SIZE), Entry::NONE);
+        world.end();
     }
 }
 

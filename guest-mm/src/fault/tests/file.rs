@@ -190,8 +190,8 @@ fn each_failing_allocation_of_a_file_fault_leaves_nothing() {
                 let result = touch();
                 let struck = world.platform().faults().struck(site) > 0;
                 world.platform().faults().fail_nth(site, 0);
-                assert!(result.is_ok() || result == Err(FaultError::Oom), "{site:?} {nth}");
-                assert_eq!(touch(), Ok(()), "a second try succeeds");
+                assert!(result.is_ok(), "{site:?} {nth}: {result:?}");
+                assert_eq!(touch(), Ok(()));
                 end(world, file);
                 if !struck {
                     break;

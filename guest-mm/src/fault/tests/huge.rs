@@ -124,7 +124,7 @@ fn each_failing_allocation_of_a_huge_fault_leaves_nothing() {
             let result = world.fault(huge, FaultAccess::Write);
             let struck = world.platform().faults().struck(site) > 0;
             world.platform().faults().fail_nth(site, 0);
-            assert!(result.is_ok() || result == Err(FaultError::Oom), "{site:?} {nth}");
+            assert!(result.is_ok(), "{site:?} {nth}: {result:?}");
             assert!(world.fault(huge, FaultAccess::Write).is_ok());
             world.end();
             if !struck {

@@ -49,6 +49,10 @@ impl World {
         self.space.as_ref().unwrap()
     }
 
+    pub(super) fn base(&self) -> &'static Base<TestPlatform> {
+        self.mm.base()
+    }
+
     pub(super) fn platform(&self) -> &TestPlatform {
         self.mm.base().platform()
     }
@@ -120,6 +124,12 @@ impl World {
         self.space().rss.anon.load(Ordering::Relaxed)
     }
 
+    /// All books agree; nobody is faulting.
+    pub(super) fn check(&self) {
+        let census = self.mm.census(&[]);
+        assert!(census.is_consistent(), "{:?}", census.discrepancies());
+    }
+
     /// Ends the process: nothing may be left of it, and all books agree.
     pub(super) fn end(self) {
         self.end_with(|_| {});
@@ -127,6 +137,7 @@ impl World {
 
     /// As [`Self::end`]; `cleanup` runs after the process is gone.
     pub(super) fn end_with(mut self, cleanup: impl FnOnce(&Mm<'static, TestPlatform>)) {
+        self.check();
         self.unmap_everything();
         self.mm.exit_space(self.space.take().unwrap());
         cleanup(&self.mm);
@@ -149,8 +160,7 @@ impl World {
         base.rcu.synchronize(base.platform());
         self.mm.reap_spaces();
         base.settle();
-        let census = base.memory.census();
-        assert!(census.is_consistent(), "{:?}", census.discrepancies());
+        self.check();
     }
 }
 
