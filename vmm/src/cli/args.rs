@@ -36,6 +36,9 @@ pub(super) enum Command {
     Serve(ServeOptions),
     /// Boot the embedded guest, move its balloon, show what the host really got back
     Demo(DemoOptions),
+    /// Boot the embedded guest and measure something in it
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Show or resize the balloon of a running VM
     #[command(subcommand)]
     Balloon(BalloonCommand),
@@ -193,6 +196,31 @@ impl From<LogLevel> for log::LevelFilter {
 pub(super) struct DemoOptions {
     #[command(flatten)]
     pub(super) memory: MemoryOptions,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// What `bench` measures.
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchCommand {
+    /// The guest's memory manager: page descriptors, allocators, faults
+    Mm(BenchMmOptions),
+}
+
+/// Options of `bench mm`.
+#[derive(Debug, Args)]
+pub(super) struct BenchMmOptions {
+    #[command(flatten)]
+    pub(super) memory: MemoryOptions,
+    /// vCPUs, 1 to 4
+    #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_VCPUS)))]
+    pub(super) vcpus: u8,
+    /// Rounds of each measurement, whose median is told
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=15))]
+    pub(super) rounds: u8,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub(super) json: bool,

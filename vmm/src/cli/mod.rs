@@ -1,11 +1,12 @@
 //! The command line: one binary that is the VMM and the client that commands it.
 //!
-//! `run` and `serve` are the VMM; `demo` starts one and commands it; `guest` needs neither
+//! `run` and `serve` are the VMM; `demo` and `bench` start one and command it; `guest` needs neither
 //! KVM nor a VM; everything else is a client of a control socket. Sizes are
 //! refused, never rounded. Exit codes: [`crate::exit_code`], docs/cli.md.
 
 mod args;
 mod balloon;
+mod bench;
 mod command;
 mod demo;
 mod discover;
@@ -13,6 +14,7 @@ mod exec;
 mod failure;
 mod guest;
 mod output;
+mod own_vm;
 mod resize;
 mod run;
 mod serve;
@@ -27,7 +29,7 @@ use clap::error::ErrorKind;
 
 use crate::exit_code;
 use crate::vm::limit_malloc_arenas;
-use args::{Arguments, Command};
+use args::{Arguments, BenchCommand, Command};
 use failure::Failure;
 
 /// Stack of the thread that reads the arguments: small enough to serve one of the VM's threads next.
@@ -78,6 +80,7 @@ fn dispatch(command: Command, started: Instant) -> Result<u8, Failure> {
         Command::Run(options) => run::run(*options, started),
         Command::Serve(options) => serve::serve(options, started),
         Command::Demo(options) => demo::demo(&options),
+        Command::Bench(BenchCommand::Mm(options)) => bench::mm(&options),
         Command::Balloon(command) => balloon::balloon(command),
         Command::Exec(options) => exec::exec(options),
         Command::Info(query) => command::info(&query),

@@ -3,8 +3,6 @@
 //! The VM is an ordinary `aerostat run` in a process of its own, commanded
 //! through its control socket like any other; every number is read from it.
 
-mod child;
-mod interrupt;
 mod report;
 
 use std::time::{Duration, Instant};
@@ -15,11 +13,11 @@ use aerostat_api::{
 
 use super::args::DemoOptions;
 use super::failure::Failure;
+use super::own_vm::OwnVm;
 use super::{output, resize};
 use crate::exit_code;
 use crate::kvm::Host;
 use crate::vm::StartError;
-use child::Child;
 use report::{Report, Step};
 
 /// How long one resize may take before the demo gives up on it.
@@ -34,8 +32,8 @@ pub(super) fn demo(options: &DemoOptions) -> Result<u8, Failure> {
     // A host without KVM says so itself and not through a process that failed.
     drop(Host::open(1).map_err(StartError::from)?);
     let began = Instant::now();
-    let child = Child::start(options)?;
-    let client = child.client();
+    let own = OwnVm::start(&options.memory, 1)?;
+    let client = own.client();
     let vm = client.vm_status()?;
     let mut report = Report::new(&vm, options.json)?;
     let mut stage = Stage { client: &client, report: &mut report, began };
@@ -48,7 +46,7 @@ pub(super) fn demo(options: &DemoOptions) -> Result<u8, Failure> {
     stage.step("verify the guest's memory", |client| exec(client, "verify", &[]))?;
     stage.began = Instant::now();
     client.stop(STOP_TIME)?;
-    child.wait_for_end()?;
+    own.wait_for_end()?;
     let stop_time = stage.began.elapsed();
     report.end(stop_time, &full, &inflated)?;
 

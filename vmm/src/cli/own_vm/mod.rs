@@ -1,4 +1,6 @@
-//! The demo's VM: `aerostat run` in a process of its own, in a directory of its own.
+//! A command's own VM: `aerostat run` in a process of its own, in a directory of its own.
+
+mod interrupt;
 
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -11,16 +13,16 @@ use std::{env, io};
 
 use aerostat_api::{Client, ClientError};
 
-use super::super::args::DemoOptions;
-use super::super::failure::Failure;
-use super::interrupt::remove_on_signal;
+use super::args::MemoryOptions;
+use super::failure::Failure;
 use crate::exit_code;
+use interrupt::remove_on_signal;
 
 /// How long the guest may take until it is ready.
 const READY_TIME: Duration = Duration::from_secs(20);
 /// How long the process may take to end once its VM is stopped.
 const END_TIME: Duration = Duration::from_secs(20);
-/// How long a resize may make no progress. The demo shows a balloon that works, on a slow machine too.
+/// How long a resize may make no progress: such a command shows what works, on a slow machine too.
 const STALL_TIME: &str = "stall-after=30s";
 /// How often either is looked at.
 const POLL: Duration = Duration::from_millis(2);
@@ -28,24 +30,23 @@ const POLL: Duration = Duration::from_millis(2);
 const TAIL: usize = 2000;
 
 /// A running VM process; ended and cleaned up when dropped.
-pub(super) struct Child {
+pub(super) struct OwnVm {
     process: std::process::Child,
     directory: Directory,
 }
 
-impl Child {
+impl OwnVm {
     /// Starts the VM and waits until its guest is ready.
-    pub(super) fn start(options: &DemoOptions) -> Result<Self, Failure> {
-        let fail =
-            |error: io::Error| Failure::other(format!("Cannot start the demo's VM: {error}"));
+    pub(super) fn start(memory: &MemoryOptions, vcpus: u8) -> Result<Self, Failure> {
+        let fail = |error: io::Error| Failure::other(format!("Cannot start the VM: {error}"));
         let directory = Directory::make().map_err(fail)?;
         remove_on_signal(directory.path().to_owned()).map_err(fail)?;
         let log = File::create(directory.log()).map_err(fail)?;
         let mut command = Command::new(env::current_exe().map_err(fail)?);
         command
-            .args(["run", "--memory", &options.memory.size.bytes().to_string()])
-            .args(["--balloon", STALL_TIME])
-            .args(["--backing", options.memory.backing.name(), "--api-sock"])
+            .args(["run", "--memory", &memory.size.bytes().to_string()])
+            .args(["--vcpus", &vcpus.to_string(), "--balloon", STALL_TIME])
+            .args(["--backing", memory.backing.name(), "--api-sock"])
             .arg(directory.socket())
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(fail)?)
@@ -72,7 +73,7 @@ impl Child {
                 None => sleep(POLL),
             }
         }
-        Err(Failure::other(format!("The demo's VM did not end within {END_TIME:?}")))
+        Err(Failure::other(format!("The VM did not end within {END_TIME:?}")))
     }
 
     fn wait_until_ready(&mut self) -> Result<(), Failure> {
@@ -96,14 +97,14 @@ impl Child {
     fn ended(&mut self) -> Result<Option<ExitStatus>, Failure> {
         self.process
             .try_wait()
-            .map_err(|error| Failure::other(format!("Cannot watch the demo's VM: {error}")))
+            .map_err(|error| Failure::other(format!("Cannot watch the VM: {error}")))
     }
 
     /// The VM's own exit code and words.
     fn failure_of(&self, status: ExitStatus) -> Failure {
         let code = status.code().and_then(|code| u8::try_from(code).ok());
         let code = code.filter(|code| *code != exit_code::SUCCESS).unwrap_or(exit_code::HOST_ERROR);
-        let message = format!("The demo's VM ended early ({status}){}", self.log_tail());
+        let message = format!("The VM ended early ({status}){}", self.log_tail());
         Failure::Other { message, code }
     }
 
@@ -116,7 +117,7 @@ impl Child {
     }
 }
 
-impl Drop for Child {
+impl Drop for OwnVm {
     fn drop(&mut self) {
         if !matches!(self.process.try_wait(), Ok(Some(_))) {
             // It may end by itself in between: then there is nothing to kill.
@@ -126,7 +127,7 @@ impl Drop for Child {
     }
 }
 
-/// The demo may be killed: its VM must not outlive it.
+/// The command may be killed: its VM must not outlive it.
 fn end_with_parent(command: &mut Command) {
     let end_with_parent = || {
         // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory of ours (prctl(2)).
@@ -146,7 +147,7 @@ struct Directory(PathBuf);
 impl Directory {
     fn make() -> io::Result<Self> {
         // Fails if it exists, whoever made it: nobody else can have prepared it.
-        let path = env::temp_dir().join(format!("aerostat-demo-{}", std::process::id()));
+        let path = env::temp_dir().join(format!("aerostat-own-{}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
     }

@@ -1,4 +1,4 @@
-//! Ctrl-C in the middle of the demo: nothing of it is left behind.
+//! Ctrl-C in the middle of a command with a VM of its own: nothing of it is left behind.
 
 use std::os::raw::c_int;
 use std::path::PathBuf;
@@ -6,10 +6,10 @@ use std::{fs, io, process, thread};
 
 use vmm_sys_util::signal::{block_signal, create_sigset};
 
-/// What ends a demo early.
+/// What ends a command early.
 const SIGNALS: [c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
-/// From now on a signal that ends the demo removes `directory` first. Its VM ends with it.
+/// From now on a signal that ends the command removes `directory` first. Its VM ends with it.
 ///
 /// Call it before other threads exist: it blocks the signals in the calling thread.
 pub(super) fn remove_on_signal(directory: PathBuf) -> io::Result<()> {
@@ -25,7 +25,7 @@ pub(super) fn remove_on_signal(directory: PathBuf) -> io::Result<()> {
         // local that outlives the call (sigwait(3)).
         let result = unsafe { libc::sigwait(&raw const set, &raw mut signal) };
         if result == 0 {
-            // What cannot be removed cannot be helped either: the demo ends.
+            // What cannot be removed cannot be helped either: the command ends.
             fs::remove_dir_all(directory).ok();
             process::exit(128_i32.saturating_add(signal));
         }
