@@ -11,8 +11,11 @@ use crate::memdesc::{
 };
 use crate::sync::shim::AtomicU32;
 
+/// With `CHECKED`, every word changes by a compare-and-swap that the transition
+/// table allows, as everywhere in this memory manager; without, its owner just
+/// writes it, which tells what the checks cost and what the layout.
 #[derive(Debug)]
-pub(super) enum Words {}
+pub(super) struct Words<const CHECKED: bool>;
 
 const fn link(to: Option<u32>) -> Link {
     match to {
@@ -36,15 +39,19 @@ fn tail(at: u32) -> Word {
     tail_word(Pfn::new(u64::from(at)).unwrap_or(Pfn::ZERO))
 }
 
-/// One step through the transition table.
-fn step(table: &[WordCell], at: u32, to: Word) {
-    let cell = &table[at as usize];
-    let stepped = cell.transition(cell.load(), to);
-    assert_eq!(stepped, Ok(()), "frame {at}");
+/// Gives frame `at` the word `to`.
+fn step<const CHECKED: bool>(table: &mut [WordCell], at: u32, to: Word) {
+    let cell = &mut table[at as usize];
+    if CHECKED {
+        let stepped = cell.transition(cell.load(), to);
+        assert_eq!(stepped, Ok(()), "frame {at}");
+    } else {
+        *cell = WordCell::new(to);
+    }
 }
 
-impl Layout for Words {
-    const NAME: &'static str = "8 B";
+impl<const CHECKED: bool> Layout for Words<CHECKED> {
+    const NAME: &'static str = if CHECKED { "8 B" } else { "8 B unchecked" };
     const FOLIO_BYTES: usize = 64;
     const TABLE_BYTES: usize = 32;
     type Entry = WordCell;
@@ -68,15 +75,15 @@ impl Layout for Words {
             prev: link(free.prev),
             next: link(free.next),
         };
-        step(table, at, Memdesc::Buddy(buddy).encode());
+        step::<CHECKED>(table, at, Memdesc::Buddy(buddy).encode());
     }
 
     fn set_tail(table: &mut [WordCell], at: u32) {
-        step(table, at, tail(at));
+        step::<CHECKED>(table, at, tail(at));
     }
 
     fn take(table: &mut [WordCell], at: u32, block: u32) {
-        step(table, at, frozen_word(order(block)));
+        step::<CHECKED>(table, at, frozen_word(order(block)));
     }
 
     fn begin(
@@ -96,14 +103,14 @@ impl Layout for Words {
         let Some(descriptor) = Descriptor::new(kind, address) else { return };
         let word = Memdesc::Descriptor(descriptor).encode();
         for frame in (at..at + (1 << order)).rev() {
-            step(table, frame, word);
+            step::<CHECKED>(table, frame, word);
         }
     }
 
     fn end(table: &mut [WordCell], at: u32, block: u32) {
-        step(table, at, frozen_word(order(block)));
+        step::<CHECKED>(table, at, frozen_word(order(block)));
         for frame in at + 1..at + (1 << block) {
-            step(table, frame, tail(frame));
+            step::<CHECKED>(table, frame, tail(frame));
         }
     }
 

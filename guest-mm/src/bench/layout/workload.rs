@@ -68,7 +68,8 @@ const ORDERS: [u32; 4] = [0, 2, 4, 9];
 /// There is no memory for the tables, or the books of a layout do not agree.
 pub fn run<P: Platform>(memory: &Memory<P>, bench: &mut Bench<'_>, seed: u64) -> Outcome {
     let frames = frames_for(memory).or_fail()?;
-    one::<P, Words>(memory, bench, frames, seed)?;
+    one::<P, Words<true>>(memory, bench, frames, seed)?;
+    one::<P, Words<false>>(memory, bench, frames, seed)?;
     one::<P, Pages32>(memory, bench, frames, seed)?;
     one::<P, Pages64>(memory, bench, frames, seed)
 }
@@ -248,7 +249,7 @@ mod tests {
         let mut bench = Bench::new(&|| 0, 3, &mut print);
         run(&memory, &mut bench, 1).expect("the books agree");
         assert_eq!(memory.free_pages(), free);
-        assert_eq!(lines.len(), 3 * (1 + ORDERS.len() + 3 * MIXES.len()));
+        assert_eq!(lines.len(), 4 * (1 + ORDERS.len() + 3 * MIXES.len()));
         let bytes_of = |layout: &str, mix: &str| {
             let line = lines.iter().find(|line| {
                 line.contains("layout bytes") && line.contains(&std::format!("\"{layout}, {mix}"))
@@ -288,7 +289,8 @@ mod tests {
             region.destroy();
             assert_eq!(memory.free_pages(), memory.managed_pages());
         }
-        check::<Words>();
+        check::<Words<true>>();
+        check::<Words<false>>();
         check::<Pages32>();
         check::<Pages64>();
     }
