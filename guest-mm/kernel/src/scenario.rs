@@ -138,6 +138,7 @@ pub const NAMES: &[&str] = &[
     "wild-read",
     "nmi",
     "triple-fault",
+    "cow",
     "gup-stress",
     "xarray",
     "bench-mm",

@@ -23,7 +23,7 @@ use crate::buddy::Gfp;
 use crate::gup::{Contents, GupFlags, PagePin};
 use crate::memdesc::Order;
 use crate::platform::MAX_CPUS;
-use crate::space::MmapArgs;
+use crate::space::{Advice, MmapArgs};
 
 /// Pages that are unmapped and faulted in again and again.
 const PAGES: u64 = 4;
@@ -107,11 +107,10 @@ impl<'m, M: Machine> Shared<'_, 'm, M> {
         Ok(())
     }
 
-    /// Maps pages anew: what was there is gone, and its memory free if nobody else has it.
+    /// Takes pages out of the page table; their memory is free if nobody else has it.
     fn forget(&self, first: u64, count: u64) -> Outcome {
-        let args = MmapArgs::anonymous(count * PAGE_SIZE).fixed(self.pages + first * PAGE_SIZE);
-        self.process.mmap(args)?;
-        Ok(())
+        let start = self.pages + first * PAGE_SIZE;
+        Ok(self.process.madvise(start, count * PAGE_SIZE, Advice::DontNeed)?)
     }
 
     /// Makes two pages come back in the frames they had, with each other's descriptor.

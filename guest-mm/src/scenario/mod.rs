@@ -12,6 +12,7 @@
 mod args;
 mod bench;
 mod census;
+mod cow;
 mod digest;
 mod failure;
 mod gup_stress;
@@ -28,7 +29,7 @@ pub use args::{Args, MAX_ROUNDS, Mutant};
 pub use digest::Digest;
 pub use failure::{Failure, OrFail, check, check_eq, check_err};
 pub use machine::{Access, Machine, Signal};
-pub use process::Process;
+pub use process::{Process, pattern};
 pub use rng::Rng;
 
 use crate::mm::Mm;
@@ -43,6 +44,8 @@ pub type Outcome = Result<(), Failure>;
 pub enum Name {
     /// Counts everything.
     Census,
+    /// Linux's `cow` test.
+    Cow,
     /// Pins pages whose mappings come and go.
     GupStress,
     /// Linux's XArray test.
@@ -74,6 +77,7 @@ impl Name {
     #[rustfmt::skip]
     pub const ALL: &[Self] = &[
         Self::Census,
+        Self::Cow,
         Self::GupStress,
         Self::XArray,
         Self::BenchMm,
@@ -88,13 +92,14 @@ impl Name {
     pub const fn spec(self) -> Spec {
         let (name, summary) = match self {
             Self::Census => ("census", "counts everything and compares all books"),
+            Self::Cow => ("cow", "copy-on-write, fork and pins: Linux's cow test"),
             Self::GupStress => ("gup-stress", "pins pages whose mappings come and go"),
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
             Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
         };
         let mutants: &[Mutant] = match self {
             Self::GupStress => &[Mutant::NoRecheck],
-            Self::Census | Self::XArray | Self::BenchMm => &[],
+            Self::Census | Self::Cow | Self::XArray | Self::BenchMm => &[],
         };
         Spec { name, summary, mutants }
     }
@@ -195,7 +200,7 @@ impl<'a, 'm, M: Machine> Ctx<'a, 'm, M> {
     ///
     /// # Errors
     /// The case's failure.
-    pub fn report(&mut self, case: &str, ended: Outcome) -> Outcome {
+    pub fn report(&mut self, case: impl fmt::Display, ended: Outcome) -> Outcome {
         match ended {
             Ok(()) => self.print(format_args!("ok {case}")),
             Err(failure) => self.print(format_args!("not ok {case}: {failure}")),
@@ -236,6 +241,7 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let before = census::settled_free_pages(ctx.mm);
     let outcome = match name {
         Name::Census => Ok(()),
+        Name::Cow => cow::run(ctx),
         Name::GupStress => gup_stress::run(ctx),
         Name::XArray => xarray::run(ctx),
         Name::BenchMm => bench::run(ctx),

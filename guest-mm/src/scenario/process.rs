@@ -8,7 +8,8 @@ use abi::PAGE_SIZE;
 use super::{Access, Machine, Outcome, Signal, check_eq};
 use crate::errno::Errno;
 use crate::mm::Mm;
-use crate::space::{AddressSpace, MmapArgs, SpaceRef};
+use crate::pgtable::PageProt;
+use crate::space::{AddressSpace, Advice, MmapArgs, RemapArgs, SpaceRef};
 
 /// An address space, and accesses to its memory by whatever thread calls.
 ///
@@ -49,6 +50,46 @@ impl<'a, 'm, M: Machine> Process<'a, 'm, M> {
     /// As [`Mm::mmap`].
     pub fn mmap(&self, args: MmapArgs<'_, 'm, M>) -> Result<u64, Errno> {
         Ok(self.mm.mmap(&self.space, args)?.get())
+    }
+
+    /// Unmaps memory.
+    ///
+    /// # Errors
+    /// As [`Mm::munmap`].
+    pub fn munmap(&self, start: u64, bytes: u64) -> Result<(), Errno> {
+        self.mm.munmap(&self.space, start, bytes)
+    }
+
+    /// Changes rights.
+    ///
+    /// # Errors
+    /// As [`Mm::mprotect`].
+    pub fn mprotect(&self, start: u64, bytes: u64, prot: PageProt) -> Result<(), Errno> {
+        self.mm.mprotect(&self.space, start, bytes, prot)
+    }
+
+    /// Gives advice.
+    ///
+    /// # Errors
+    /// As [`Mm::madvise`].
+    pub fn madvise(&self, start: u64, bytes: u64, advice: Advice) -> Result<(), Errno> {
+        self.mm.madvise(&self.space, start, bytes, advice)
+    }
+
+    /// Moves or resizes a mapping.
+    ///
+    /// # Errors
+    /// As [`Mm::mremap`].
+    pub fn mremap(&self, args: RemapArgs) -> Result<u64, Errno> {
+        Ok(self.mm.mremap(&self.space, args)?.get())
+    }
+
+    /// Makes a child.
+    ///
+    /// # Errors
+    /// As [`Mm::fork`].
+    pub fn fork(&self) -> Result<Self, Errno> {
+        Ok(Self::of(self.mm, self.mm.fork(&self.space)?))
     }
 
     fn access(&self, va: u64, access: Access) -> Result<u64, Signal> {
@@ -131,8 +172,9 @@ fn words_of(va: u64, page: u64) -> [u64; 2] {
     [start, start + PAGE_SIZE - 8]
 }
 
-/// What stands at `at`: it tells tag, page and place in the page apart, and is never 0.
-const fn pattern(tag: u64, page: u64, at: u64) -> u64 {
+/// What [`Process::fill`] with `tag` writes to page `page`, at address or offset
+/// `at`: it tells tag, page and place in the page apart, and is never 0.
+pub const fn pattern(tag: u64, page: u64, at: u64) -> u64 {
     (tag << 40) | (page << 16) | (at % PAGE_SIZE) | 1
 }
 

@@ -1,0 +1,50 @@
+//! `cow`: copy-on-write, fork and pins; the cases of Linux's `cow` selftest, tested anew.
+//!
+//! A case is a test under its name there and the kind of memory that it is run
+//! on ([`Kind`]), `test_cow_in_parent/thp` for instance. Absent: what goes by
+//! vmsplice, io_uring (pins stand in for both) or hugetlb, and collapse.
+
+mod anon;
+mod file;
+mod memory;
+
+use core::fmt;
+
+pub(super) use memory::{Kind, Memory, PinList};
+
+use super::{Ctx, Machine, Outcome, Process, check_eq, pattern};
+
+/// Runs the scenario.
+pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
+    anon::run(ctx).and(file::run(ctx))
+}
+
+/// A test on a kind of memory, by name.
+struct On<T>(&'static str, T);
+
+impl<T: fmt::Display> fmt::Display for On<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.0, self.1)
+    }
+}
+
+/// What the process wrote before the test.
+const OLD: u64 = 1;
+/// What it writes in the test.
+const NEW: u64 = 2;
+
+/// Whether the pages that somebody pinned show what the process wrote with `tag`.
+fn pins_show<'m, M: Machine>(
+    process: &Process<'_, 'm, M>,
+    pins: &PinList<'_, 'm, M>,
+    tag: u64,
+) -> Outcome {
+    for (page, pin) in (0u64..).zip(pins.iter()) {
+        for index in [0, 511] {
+            let seen = process.mm().read_user_page(pin, index);
+            let expected = pattern(tag, page, index as u64 * 8);
+            check_eq(seen, expected, "what a pinned page shows")?;
+        }
+    }
+    Ok(())
+}
