@@ -130,6 +130,13 @@ pub enum MmDiscrepancy {
         /// By their words.
         found: u64,
     },
+    /// Page tables that no space reaches, and that do not wait for their readers either.
+    LostTables {
+        /// Made and not freed.
+        counted: u64,
+        /// Reached, roots included, or waiting.
+        reached: u64,
+    },
 }
 
 impl fmt::Display for MmDiscrepancy {
@@ -177,6 +184,9 @@ impl fmt::Display for MmDiscrepancy {
             }
             Self::TableFrames { counted, found } => {
                 write!(f, "{counted} page tables were made and not freed, {found} are there")
+            }
+            Self::LostTables { counted, reached } => {
+                write!(f, "{counted} page tables were made and not freed, {reached} are reached")
             }
         }
     }

@@ -5,7 +5,10 @@ use abi::Pfn;
 use super::{MmDiscrepancy, Taking, folio_weight, weight};
 use crate::addr::VirtAddr;
 use crate::folio::FolioKind;
-use crate::pgtable::{LeafState, Pte, SizedLeaf, Softleaf, TableDiscrepancy, TableVisitor};
+use crate::memdesc::Tag;
+use crate::pgtable::{
+    LeafState, Location, PageProt, Pte, SizedLeaf, TableDiscrepancy, TableVisitor, Target,
+};
 use crate::platform::Platform;
 use crate::space::AddressSpace;
 use crate::sync::shim::Ordering;
@@ -31,6 +34,11 @@ impl<P: Platform> Taking<'_, '_, P> {
             let Some(next) = from.checked_add(1) else { break };
             from = next;
         }
+        let counters = mm.base().table_counters();
+        let counted = counters.allocated.wrapping_sub(counters.freed);
+        let roots = self.census.spaces;
+        let reached = self.census.tables + roots + mm.base().deferred_tables() as u64;
+        self.check(counted == reached, || MmDiscrepancy::LostTables { counted, reached });
     }
 
     fn space(&mut self, space: &AddressSpace<'_, P>) {
@@ -50,9 +58,17 @@ impl<P: Platform> Taking<'_, '_, P> {
         let (mut leaves, mut from) = (0, 0);
         while let Some(space) = mm.next_space(from) {
             space.tables().for_each_leaf(&mut |_, leaf| {
-                if let LeafState::Present(pte) = leaf.state
-                    && self.head_of(pte.pfn()) == Some(head)
-                {
+                let pfn = match leaf.state {
+                    LeafState::Present(pte) => pte.pfn(),
+                    LeafState::Soft(soft) => match soft.kind().target() {
+                        Target::Mapped(Location::Pfn(pfn)) => pfn,
+                        Target::Mapped(Location::DevOffset(_))
+                        | Target::Nothing
+                        | Target::Swap(_)
+                        | Target::Migrating(_) => return,
+                    },
+                };
+                if self.head_of(pfn) == Some(head) {
                     leaves += 1;
                 }
             });
@@ -105,26 +121,28 @@ impl<P: Platform> TableVisitor for SpaceWalk<'_, '_, '_, P> {
     fn leaf(&mut self, at: VirtAddr, leaf: SizedLeaf) {
         match leaf.state {
             LeafState::Present(pte) => self.mapped(at, pte, leaf.pages()),
-            LeafState::Soft(soft) => match soft.kind() {
-                Softleaf::Swap { slot, .. } => {
+            LeafState::Soft(soft) => match soft.kind().target() {
+                Target::Nothing => {}
+                Target::Swap(slot) => {
                     self.rss[2] += 1;
                     let sums = &mut self.taking.sums;
                     sums.swapped += 1;
                     sums.swap_leaves = sums.swap_leaves.wrapping_add(weight(slot.get()));
                 }
-                // What is in flight has no mapcount; nothing else counts.
-                Softleaf::None
-                | Softleaf::MigrationRead(_)
-                | Softleaf::MigrationReadExclusive(_)
-                | Softleaf::MigrationWrite(_)
-                | Softleaf::DevicePrivateRead(_)
-                | Softleaf::DevicePrivateWrite(_)
-                | Softleaf::DeviceExclusive(_)
-                | Softleaf::HwPoison(_)
-                | Softleaf::Marker(_)
-                | Softleaf::MigrationDevicePrivateRead(_)
-                | Softleaf::MigrationDevicePrivateReadExclusive(_)
-                | Softleaf::MigrationDevicePrivateWrite(_) => {}
+                // A device has the page to itself; the leaf counts as any other.
+                Target::Mapped(Location::Pfn(pfn)) => match Pte::new(pfn, PageProt::empty()) {
+                    Some(pte) => self.mapped(at, pte, leaf.pages()),
+                    None => self.add(MmDiscrepancy::NoFolio { space: self.space, at, frame: pfn }),
+                },
+                // Device memory holds anonymous pages only.
+                Target::Mapped(Location::DevOffset(_))
+                | Target::Migrating(Location::DevOffset(_)) => self.rss[0] += leaf.pages(),
+                // In flight: no mapcount, but still a page of the space.
+                Target::Migrating(Location::Pfn(pfn)) => {
+                    let word = self.taking.mm.memory().words().load(pfn);
+                    let is_anon = word.is_ok_and(|word| word.tag() == Tag::Anon);
+                    self.rss[usize::from(!is_anon)] += leaf.pages();
+                }
             },
         }
     }
