@@ -35,11 +35,11 @@ pub const IMAGE_REGION_END: u64 = IMAGE_GPA + LARGE_PAGE;
 pub const ALIAS_DISTANCE: u64 = LARGE_PAGE;
 
 /// Lowest address of the boot CPU's stack; unmapped below.
-pub const MAIN_STACK: u64 = KERNEL_BASE + 0x31_0000;
+pub const MAIN_STACK: u64 = KERNEL_BASE + 0x34_0000;
 /// Bytes of the boot CPU's stack.
-pub const MAIN_STACK_BYTES: u64 = 0x7_0000;
+pub const MAIN_STACK_BYTES: u64 = 0x4_0000;
 /// What the linker lets the image grow to, and the end of the early table arena behind it.
-pub const ARENA_END_GPA: u64 = 0x30_0000;
+pub const ARENA_END_GPA: u64 = 0x33_0000;
 
 /// Lowest address of CPU 0's trap stack. Stacks are 64 KiB, so aligned that one 32-bit compare of an address' bits
 /// 16..48 tells whether it lies in one, with 64 KiB of nothing below each.

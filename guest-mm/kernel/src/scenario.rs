@@ -80,6 +80,10 @@ pub enum Call {
     WildRead,
     /// Interrupts itself by an NMI.
     Nmi,
+    /// Faults while a fault is delivered.
+    DoubleFault,
+    /// Enters the nucleus where a machine check does.
+    MachineCheck,
     /// Takes the page tables away.
     TripleFault,
 }
@@ -137,6 +141,8 @@ pub const NAMES: &[&str] = &[
     "panic",
     "wild-read",
     "nmi",
+    "double-fault",
+    "machine-check",
     "triple-fault",
     "cow",
     "gup-stress",
@@ -196,6 +202,8 @@ impl Call {
             "panic" => alone(Self::Panic, "panic"),
             "wild-read" => alone(Self::WildRead, "wild-read"),
             "nmi" => alone(Self::Nmi, "nmi"),
+            "double-fault" => alone(Self::DoubleFault, "double-fault"),
+            "machine-check" => alone(Self::MachineCheck, "machine-check"),
             "triple-fault" => alone(Self::TripleFault, "triple-fault"),
             _ => {
                 let name = Name::parse(name).ok_or(BadCall::NoSuchScenario)?;

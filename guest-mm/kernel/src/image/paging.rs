@@ -6,7 +6,7 @@ use abi::{Pfn, PfnRange};
 use guest_kernel::direct_map::{DirectMap, ENTRIES, OutOfTables, TableMemory, entry};
 use guest_kernel::layout::{
     ARENA_END_GPA, BootTable, DEVICE_WINDOW_COUNT, DEVICE_WINDOWS, DIRECT_MAP, DIRECT_MAP_LIMIT,
-    IMAGE_GPA, KERNEL_BASE, LARGE_PAGE, NUCLEUS, PAGE, PRIVATE_PAGES, word,
+    IDT_PAGE, IMAGE_GPA, KERNEL_BASE, LARGE_PAGE, NUCLEUS, PAGE, PRIVATE_PAGES, word,
 };
 use guest_kernel::memory_map::RamMap;
 
@@ -158,6 +158,27 @@ pub(super) fn map_stack_page(address: u64, gpa: u64, table: impl FnOnce() -> Opt
     let page = word(offset % LARGE_PAGE / PAGE);
     Tables.write(found & entry::ADDRESS, page, gpa | entry::DATA);
     true
+}
+
+/// Puts a changed copy of this CPU's interrupt descriptor table in the table's place: `edit` gets its 256 descriptors, two
+/// quads each, in `frame`. For deliberate ends only: nothing of the nucleus can be trusted afterwards.
+pub(super) fn replace_idt(
+    cpu: usize,
+    frame: &mut [u64; ENTRIES],
+    frame_gpa: u64,
+    edit: impl FnOnce(&mut [u64; ENTRIES]),
+) {
+    let page = word(IDT_PAGE) + cpu;
+    let gpa = IMAGE_GPA + page as u64 * PAGE;
+    Tables.write(BootTable::PtImageDirect.gpa(), page, gpa | entry::READ_ONLY);
+    gate::invlpg(DIRECT_MAP + gpa);
+    // SAFETY: the table, which was just mapped for reading, and which is no Rust object.
+    let table = unsafe { direct(gpa).cast::<[u64; ENTRIES]>().read_volatile() };
+    frame.clone_from(&table);
+    edit(frame);
+    const SUPERVISOR: u64 = entry::PRESENT | entry::ACCESSED | entry::NO_EXECUTE;
+    Tables.write(BootTable::PtImage.gpa(), page, frame_gpa | SUPERVISOR);
+    gate::invlpg(KERNEL_BASE + gpa);
 }
 
 /// Maps device registers, uncached; returns the virtual address, or `None` when `gpa..gpa + bytes` is out of reach or

@@ -38,6 +38,8 @@ impl<S: PfnStore> Kernel<'_, S> {
             Call::Panic => ends::panic(),
             Call::WildRead => ends::wild_read(),
             Call::Nmi => ends::nmi(),
+            Call::DoubleFault => ends::double_fault(self.memory),
+            Call::MachineCheck => ends::machine_check(self.memory),
             Call::TripleFault => power::triple_fault(),
         }
     }

@@ -10,7 +10,7 @@ mod startup;
 mod thread;
 
 pub(super) use mailbox::{Counters, VECTOR, counters, flush_tlb, kick, on_interrupt, relax, serve};
-pub(super) use run::{Preemption, RunError, run_on};
+pub(super) use run::{Preemption, RunError, run_beside, run_on};
 pub(super) use stack::in_a_stack;
 pub(super) use startup::{begin, online};
 pub(super) use thread::{

@@ -1,6 +1,6 @@
 //! Work for several CPUs at once.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ops::Range;
 
 use guest_mm::balloon::Wake;
 use guest_mm::memory::Memory;
@@ -39,13 +39,11 @@ impl core::fmt::Display for RunError {
 /// One piece of work, as its workers see it.
 pub(super) struct Run<'f> {
     work: &'f (dyn Fn(usize) + Sync),
-    started: AtomicU64,
 }
 
 impl Run<'_> {
     /// Does part `index`.
     pub(super) fn do_part(&self, index: usize) {
-        self.started.fetch_add(1, Ordering::Relaxed);
         (self.work)(index);
     }
 }
@@ -63,34 +61,46 @@ pub(in crate::image) fn run_on(
     work: &(dyn Fn(usize) + Sync),
     serve: &mut dyn FnMut() -> Wake,
 ) -> Result<(), RunError> {
-    if count > WORKERS {
+    run_beside(memory, 0..count, preemption, work, &mut |_| serve())
+}
+
+/// As [`run_on`], for the threads in `range`. `serve` is called once with `true` when all have been started: the time
+/// for what the main flow does itself at the same time.
+///
+/// # Errors
+/// [`RunError`]; nothing has run then.
+pub(in crate::image) fn run_beside(
+    memory: &Memory<Machine>,
+    range: Range<usize>,
+    preemption: Preemption,
+    work: &(dyn Fn(usize) + Sync),
+    serve: &mut dyn FnMut(bool) -> Wake,
+) -> Result<(), RunError> {
+    if range.end > WORKERS {
         return Err(RunError::TooMany);
     }
     // Workers are bound to CPUs by their number: the same in every run.
     let online = super::online();
     let cpus = online.iter().count();
-    for index in 0..count {
+    for index in range.clone() {
         let cpu = online.iter().nth(index % cpus).unwrap_or(0);
         thread::create(memory, index, cpu).map_err(|_| RunError::NoStack)?;
     }
-    let run = Run { work, started: AtomicU64::new(0) };
+    let run = Run { work };
     timer::set_slices(match preemption {
         Preemption::None => 0,
         Preemption::Random(seed) => seed | 1,
     });
     // The lifetime is erased: this function does not return before every worker is free again.
     let erased = (&raw const run).cast::<Run<'static>>();
-    for index in 0..count {
+    for index in range.clone() {
         thread::post(index, Job { run: erased, index });
     }
-    loop {
-        let wake = serve();
-        if (0..count).all(thread::is_free) {
-            break;
-        }
+    let mut wake = serve(true);
+    while !range.clone().all(thread::is_free) {
         thread::idle(wake);
+        wake = serve(false);
     }
     timer::set_slices(0);
-    debug_assert_eq!(run.started.load(Ordering::Relaxed), count as u64);
     Ok(())
 }

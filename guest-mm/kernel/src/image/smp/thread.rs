@@ -7,6 +7,7 @@
 //! ([`preempt`]), also inside a page fault that is being handled.
 
 use core::cell::UnsafeCell;
+use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use abi::Pfn;
@@ -82,7 +83,7 @@ static ALL: [Thread; THREADS] = [const {
         is_busy: AtomicBool::new(false),
         cpu: AtomicUsize::new(NOWHERE),
         root: AtomicU64::new(BootTable::Pml4.gpa()),
-        space_cpus: AtomicPtr::new(core::ptr::null_mut()),
+        space_cpus: AtomicPtr::new(ptr::null_mut()),
         faults: UnsafeCell::new(None),
     }
 }; THREADS];
@@ -211,15 +212,13 @@ pub(in crate::image) fn load_root(root: Option<Pfn>) {
 /// # Safety
 /// `cpus` must live until the thread enters another space or leaves.
 pub(in crate::image) unsafe fn enter(root: Pfn, cpus: &AtomicCpuSet) {
-    if core::ptr::eq(current().space_cpus.load(Ordering::Relaxed), cpus) {
+    if ptr::eq(current().space_cpus.load(Ordering::Relaxed), cpus) {
         return;
     }
     let was_masked = irq::mask();
-    forget_space();
-    let (cpu, _) = queue();
-    cpus.insert(cpu);
-    current().space_cpus.store(core::ptr::from_ref(cpus).cast_mut(), Ordering::Relaxed);
+    cpus.insert(queue().0);
     load_root(Some(root));
+    change_space(ptr::from_ref(cpus).cast_mut());
     irq::restore(was_masked);
 }
 
@@ -230,25 +229,24 @@ pub(in crate::image) fn leave() {
     }
     let was_masked = irq::mask();
     load_root(None);
-    forget_space();
+    change_space(ptr::null_mut());
     irq::restore(was_masked);
 }
 
-/// Takes this CPU out of the current thread's space, unless another thread of the CPU is in it too. Masked.
-fn forget_space() {
+/// Notes the space that the current thread is in, whose root has been loaded, and takes this CPU out of the one before
+/// unless another thread of the CPU is in it too. Masked.
+fn change_space(cpus: *mut AtomicCpuSet) {
     let (cpu, _) = queue();
-    let this = current();
-    let cpus = this.space_cpus.swap(core::ptr::null_mut(), Ordering::Relaxed);
-    let is_shared = || {
-        ALL.iter().any(|other| {
-            let is_here =
-                other.cpu.load(Ordering::Relaxed) == cpu || core::ptr::eq(other, &ALL[cpu]);
-            is_here && other.space_cpus.load(Ordering::Relaxed) == cpus
+    let before = current().space_cpus.swap(cpus, Ordering::Relaxed);
+    let is_still_here = || {
+        ALL.iter().any(|thread| {
+            let is_ours = thread.cpu.load(Ordering::Relaxed) == cpu || ptr::eq(thread, &ALL[cpu]);
+            is_ours && thread.space_cpus.load(Ordering::Relaxed) == before
         })
     };
-    if !cpus.is_null() && !is_shared() {
+    if !before.is_null() && !is_still_here() {
         // SAFETY: `enter`'s caller promised that it lives until the thread leaves, which is now.
-        unsafe { &*cpus }.remove(cpu);
+        unsafe { &*before }.remove(cpu);
     }
 }
 
@@ -340,7 +338,7 @@ pub(super) fn create(memory: &Memory<Machine>, index: usize, cpu: usize) -> Resu
     }
     stack::place(memory, number, WORKER_STACK)?;
     let rsp = stack_top(number as u64) - 8 * SWITCH_WORDS as u64;
-    let frame = core::ptr::with_exposed_provenance_mut::<[u64; SWITCH_WORDS]>(word(rsp));
+    let frame = ptr::with_exposed_provenance_mut::<[u64; SWITCH_WORDS]>(word(rsp));
     // The registers that the switch pops, and where it returns to.
     let begin = (thread_begin as *const ()).expose_provenance() as u64;
     // SAFETY: the top of a stack that was just mapped and on which nobody runs.

@@ -3,8 +3,9 @@
 use core::sync::atomic::Ordering;
 
 use super::super::super::{apic, gate, irq, time, timer};
+use super::course::Findings;
 use super::windows::Window;
-use super::{Findings, IPI_VECTOR, LOST_NS, SHARED, count};
+use super::{IPI_VECTOR, LOST_NS, count, shared};
 
 /// Rounds of all probes.
 const ROUNDS: u64 = 200;
@@ -18,7 +19,7 @@ const ENOUGH: u64 = 5;
 /// Sends this CPU an IPI and waits until the nucleus has recorded it. Masked, it stays there.
 pub(super) fn send_and_await_pending() {
     debug_assert!(irq::is_masked());
-    count(&SHARED.ipis_sent);
+    count(&shared().ipis_sent);
     apic::send_to_self(IPI_VECTOR);
     let start = time::now_ns();
     while irq::shared().pending.load(Ordering::Relaxed) & PENDING_BIT == 0 {
@@ -32,7 +33,7 @@ pub(super) fn send_and_await_pending() {
 
 /// Whether every IPI sent has been handled.
 fn all_handled() -> bool {
-    SHARED.ipis_seen.load(Ordering::Acquire) == SHARED.ipis_sent.load(Ordering::Relaxed)
+    shared().ipis_seen.load(Ordering::Acquire) == shared().ipis_sent.load(Ordering::Relaxed)
 }
 
 /// Runs all probes.
@@ -42,8 +43,8 @@ pub(super) fn all(findings: &mut Findings) {
             break;
         }
         // Pending when a trap returns to unmasked code: replayed before that code goes on.
-        SHARED.probe_in_fault.store(true, Ordering::Relaxed);
-        SHARED.windows.touch(Window::Main, round);
+        shared().probe_in_fault.store(true, Ordering::Relaxed);
+        shared().windows.touch(Window::Main, round);
         findings.expect_handled();
         // Pending when unmasked: handled before `unmask` returns.
         irq::mask();
@@ -52,12 +53,12 @@ pub(super) fn all(findings: &mut Findings) {
         findings.expect_handled();
         // Pending when halted: the halt is none.
         timer::arm(GUARD_NS);
-        let ticks = SHARED.ticks.load(Ordering::Relaxed);
+        let ticks = shared().ticks.load(Ordering::Relaxed);
         irq::mask();
         send_and_await_pending();
         gate::halt();
         irq::unmask();
-        if SHARED.ticks.load(Ordering::Relaxed) != ticks {
+        if shared().ticks.load(Ordering::Relaxed) != ticks {
             findings.lost += 1;
         }
         timer::disarm();

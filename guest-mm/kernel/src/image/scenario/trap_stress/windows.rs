@@ -1,4 +1,4 @@
-//! Three windows of 2 MiB each in the lower half, mapped page by page by the fault handler.
+//! Three windows of 2 MiB each in the lower half for every CPU, mapped page by page by its fault handler.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,10 +13,8 @@ use crate::image::gate;
 use crate::image::paging::direct;
 use crate::image::platform::Machine;
 
-/// First address of the windows; slot 1 of the root table is otherwise empty.
-const BASE: u64 = 1 << 39;
-/// Root table slot of [`BASE`].
-const ROOT_SLOT: usize = 1;
+/// Root table slot of the first CPU's windows; the next CPU's is the next. The kernel has nothing in the lower half.
+const FIRST_ROOT_SLOT: usize = 1;
 /// Pages that a round stores to.
 const ROUND_PAGES: u64 = 8;
 /// How far a round's pointer moves.
@@ -41,13 +39,20 @@ pub(super) enum Window {
 
 /// The windows' frames: GPAs, 0 when not installed.
 pub(super) struct Windows {
+    root_slot: usize,
     frames: [AtomicU64; FRAMES],
 }
 
 impl Windows {
     /// Nothing installed.
-    pub(super) const fn new() -> Self {
-        Self { frames: [const { AtomicU64::new(0) }; FRAMES] }
+    pub(super) const fn new(cpu: usize) -> Self {
+        let frames = [const { AtomicU64::new(0) }; FRAMES];
+        Self { root_slot: FIRST_ROOT_SLOT + cpu, frames }
+    }
+
+    /// The first address.
+    const fn base(&self) -> u64 {
+        (self.root_slot as u64) << 39
     }
 
     fn frame(&self, index: usize) -> u64 {
@@ -65,7 +70,7 @@ impl Windows {
                 }
             }
         }
-        write(BootTable::Pml4.gpa(), ROOT_SLOT, self.frame(0) | entry::TABLE);
+        write(BootTable::Pml4.gpa(), self.root_slot, self.frame(0) | entry::TABLE);
         write(self.frame(0), 0, self.frame(1) | entry::TABLE);
         for window in 0..3 {
             write(self.frame(1), window, self.frame(2 + window) | entry::TABLE);
@@ -73,11 +78,9 @@ impl Windows {
         true
     }
 
-    /// Unlinks the tables and frees everything.
+    /// Unlinks the tables and frees everything. Nobody uses the windows any more, but their translations are still cached.
     pub(super) fn remove(&self, memory: &Memory<Machine>) {
-        write(BootTable::Pml4.gpa(), ROOT_SLOT, 0);
-        // SAFETY: the same root; what it no longer maps are the windows, which nobody uses any more.
-        unsafe { gate::load_cr3(BootTable::Pml4.gpa()) };
+        write(BootTable::Pml4.gpa(), self.root_slot, 0);
         self.free(memory);
     }
 
@@ -94,8 +97,8 @@ impl Windows {
     }
 
     /// The window and page of an address.
-    fn locate(address: u64) -> Option<(Window, usize)> {
-        let offset = address.checked_sub(BASE)?;
+    fn locate(&self, address: u64) -> Option<(Window, usize)> {
+        let offset = address.checked_sub(self.base())?;
         let window = match offset / LARGE_PAGE {
             0 => Window::Main,
             1 => Window::Interrupts,
@@ -107,7 +110,7 @@ impl Windows {
 
     /// Maps the page of a faulting address; `None` if it is in no window or mapped already.
     pub(super) fn map(&self, address: u64) -> Option<Window> {
-        let (window, page) = Self::locate(address)?;
+        let (window, page) = self.locate(address)?;
         let table = self.frame(2 + window as usize);
         let frame =
             self.frame(TABLES + window as usize * FRAMES_PER_WINDOW + page % FRAMES_PER_WINDOW);
@@ -120,7 +123,7 @@ impl Windows {
 
     /// Takes the mapping of `address` away.
     fn unmap(&self, address: u64) {
-        if let Some((window, page)) = Self::locate(address) {
+        if let Some((window, page)) = self.locate(address) {
             write(self.frame(2 + window as usize), page, 0);
             gate::invlpg(address);
         }
@@ -128,7 +131,7 @@ impl Windows {
 
     /// Faults in a window of a handler's, and undoes it.
     pub(super) fn touch(&self, window: Window, salt: u64) {
-        let address = BASE + window as u64 * LARGE_PAGE + salt % ENTRIES as u64 * PAGE;
+        let address = self.base() + window as u64 * LARGE_PAGE + salt % ENTRIES as u64 * PAGE;
         let byte = core::ptr::with_exposed_provenance_mut::<u8>(word(address));
         // SAFETY: the fault handler maps the page before the store completes; its frame is ours.
         unsafe { byte.write_volatile(1) };
@@ -138,7 +141,7 @@ impl Windows {
     /// Where a round begins: somewhere in the main window, with room for all its pages.
     pub(super) fn round_start(&self, salt: u64) -> *mut u8 {
         let page = salt % (ENTRIES as u64 / ROUND_PAGES) * ROUND_PAGES;
-        core::ptr::with_exposed_provenance_mut(word(BASE + page * PAGE))
+        core::ptr::with_exposed_provenance_mut(word(self.base() + page * PAGE))
     }
 
     /// Takes the mappings of a round away.
