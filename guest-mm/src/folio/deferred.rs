@@ -11,6 +11,7 @@ use core::ptr::NonNull;
 use abi::Pfn;
 
 use super::{Folio, FolioFlags, FolioRef};
+use crate::memdesc::Order;
 use crate::mm::Mm;
 use crate::platform::Platform;
 use crate::sync::shim::Ordering;
@@ -66,6 +67,31 @@ impl<'m, P: Platform> Mm<'m, P> {
         self.deferred_split.0.lock(self.platform()).len
     }
 
+    /// Splits up to `most` queued folios into pages, so that those which nothing
+    /// maps are freed. Returns how many were split.
+    ///
+    /// One that cannot be split now, being locked or pinned, goes to the end of the queue.
+    pub fn run_deferred_split(&self, most: u64) -> u64 {
+        let mut split = 0;
+        for _ in 0..most.min(self.deferred_splits()) {
+            let Some(folio) = self.pop_deferred() else { break };
+            let folio = match folio.try_into_locked(self.platform()) {
+                Ok(folio) => {
+                    let done = self.split_folio(folio.reference(), Order::ZERO);
+                    split += u64::from(done.is_ok());
+                    folio.unlock()
+                }
+                Err(folio) => folio,
+            };
+            // Split, it is not large any more; otherwise it still waits, if it is mapped at all.
+            if folio.is_mapped() {
+                self.deferred_split_folio(&folio);
+            }
+            self.put(folio);
+        }
+        split
+    }
+
     /// Queues a large folio of which part seems to be unmapped. A folio in the
     /// swap cache is not queued: swapping it out splits it anyway.
     ///
@@ -99,7 +125,6 @@ impl<'m, P: Platform> Mm<'m, P> {
     }
 
     /// The oldest folio that still exists, off the queue, with a reference.
-    #[expect(dead_code, reason = "splitting is what takes folios off")]
     pub(super) fn pop_deferred(&self) -> Option<FolioRef<'m>> {
         let mut queue = self.deferred_split.0.lock(self.platform());
         let mut next = queue.first;

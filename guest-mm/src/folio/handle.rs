@@ -243,6 +243,13 @@ impl<'m> FrozenFolio<'m> {
         folio.lru.iter().for_each(|link| link.store(0, Ordering::Relaxed));
     }
 
+    /// Makes it describe the first `2^order` pages only.
+    #[cfg_attr(loom, allow(dead_code, reason = "splitting is not built for models"))]
+    pub(super) fn set_order(&self, order: Order) {
+        let rest = self.0.flags.load(Ordering::Relaxed) & !(!0 << ORDER_SHIFT);
+        self.0.flags.store(rest | order.get() << ORDER_SHIFT, Ordering::Relaxed);
+    }
+
     /// Ends the freeze with `count` references, of which the handle is one.
     ///
     /// The count goes from 0 to its value by one store and is never written

@@ -23,6 +23,8 @@ mod locked;
 #[cfg(loom)]
 pub mod mutant;
 pub mod speculative;
+#[cfg(not(loom))]
+mod split;
 
 pub use cache_lookup::{CacheGlance, cache_glance};
 #[cfg(not(loom))]

@@ -131,6 +131,10 @@ const REPEATED: &[Kind] = &[
 /// Kinds with a descriptor that migration can isolate and receive.
 const MIGRATABLE: &[Kind] = &[Kind::File, Kind::Anon, Kind::Movable, Kind::ZpDesc];
 
+/// Kinds whose blocks are split under their descriptor: frames go from one
+/// descriptor to another of the kind, by whoever has the folio frozen.
+const SPLIT: &[Kind] = &[Kind::File, Kind::Anon, Kind::DevFolio];
+
 const _: () = assert!(State::COUNT <= 128, "a row of the table is one u128");
 
 /// Bit `to` of row `from`: the step is legal.
@@ -166,6 +170,11 @@ const fn build() -> [u128; State::COUNT] {
         table = allow(table, isolated, movable);
         table = allow(table, isolated, held(Kind::Frozen));
         table = allow(table, held(Kind::Transit), held(kind));
+        i += 1;
+    }
+    i = 0;
+    while i < SPLIT.len() {
+        table = allow(table, held(SPLIT[i]), held(SPLIT[i]));
         i += 1;
     }
     // A frame with a memory error never comes back.

@@ -234,6 +234,19 @@ impl<P: Platform> Memory<P> {
         self.transition(frames.head, word, frames.word())
     }
 
+    /// Gives the frames of `range`, part of a larger block, from one descriptor to another.
+    ///
+    /// # Errors
+    /// A word is not `from`: memory corruption. Those before it have changed.
+    pub(crate) fn redescribe(
+        &self,
+        range: abi::PfnRange,
+        from: Word,
+        to: Word,
+    ) -> Result<(), TransitionError> {
+        range.iter().try_for_each(|at| self.transition(at, from, to))
+    }
+
     fn restore_tail(&self, tail: Pfn, word: Word) {
         let restored = self.transition(tail, word, crate::buddy::tail_word(tail));
         debug_assert!(restored.is_ok(), "{tail:?}: {restored:?}");

@@ -224,11 +224,35 @@ impl<'m, P: Platform> Mm<'m, P> {
         let folio = folio.into_locked(self.platform());
         let first = index & !(order.pages().get() - 1);
         match self.add_to_page_cache(file, folio.reference(), first) {
-            Ok(()) => Ok(folio),
+            Ok(()) => {
+                self.lru_add(&folio);
+                Ok(folio)
+            }
             Err(error) => {
                 self.put(folio.unlock());
                 Err(error)
             }
         }
+    }
+
+    /// Takes a locked folio out of its file's cache if nobody but the cache and the
+    /// caller has it and it was never written: it holds zeros, as would the folio
+    /// made in its place. What reclaim does with file pages.
+    ///
+    /// Returns whether it is out; the caller's reference is then the last.
+    pub fn drop_clean_folio(&self, folio: &FolioRef<'m>) -> bool {
+        debug_assert!(folio.is_locked(), "{folio:?}");
+        let pages = u32::try_from(folio.pages().get()).unwrap_or(u32::MAX);
+        if self.mapping_of(folio).is_none() || folio.is_mapped() {
+            return false;
+        }
+        // Frozen, so that no lookup gets it; written to before that, it shows as dirty.
+        let Ok(frozen) = folio.get().freeze(pages + 2) else { return false };
+        let clean = !frozen.has(FolioFlags::DIRTY);
+        self.put(frozen.unfreeze(pages + 2));
+        if clean {
+            self.remove_from_page_cache(folio);
+        }
+        clean
     }
 }

@@ -6,6 +6,7 @@ use super::FileMapping;
 use crate::buddy::Gfp;
 use crate::errno::Errno;
 use crate::folio::LockedFolio;
+use crate::memdesc::Order;
 use crate::mm::Mm;
 use crate::platform::Platform;
 use crate::rmap::Unmap;
@@ -131,10 +132,12 @@ impl<'m, P: Platform> Mm<'m, P> {
             match self.find_get_folio(file, found.index.max(index)) {
                 Some(folio) => {
                     let folio = folio.into_locked(self.platform());
-                    if folio.is_at(file.token(), found.index.max(index)) {
-                        self.discard_folio(&folio, offset, end);
-                    }
+                    let is_there = folio.is_at(file.token(), found.index.max(index));
+                    let done = is_there && self.discard_folio(&folio, offset, end);
                     self.put(folio.unlock());
+                    if !done {
+                        continue;
+                    }
                 }
                 // Somebody else took it out.
                 None => continue,
@@ -146,8 +149,9 @@ impl<'m, P: Platform> Mm<'m, P> {
         }
     }
 
-    /// Drops what `offset..end` has of a locked folio.
-    fn discard_folio(&self, folio: &LockedFolio<'m, P>, offset: u64, end: u64) {
+    /// Drops what `offset..end` has of a locked folio. `false` if it was split
+    /// instead, and its parts are to be looked at.
+    fn discard_folio(&self, folio: &LockedFolio<'m, P>, offset: u64, end: u64) -> bool {
         let start = folio.index() << PAGE_SHIFT;
         let length = folio.pages().bytes();
         let from = offset.saturating_sub(start);
@@ -159,11 +163,16 @@ impl<'m, P: Platform> Mm<'m, P> {
             self.remove_from_page_cache(folio.reference());
         } else {
             if folio.is_large() {
-                // Pages that go may be mapped; those that stay fault back in.
+                // Whole pages of it go: by themselves if it can be split. Otherwise they
+                // stay in the cache as zeros, and nothing may map them.
+                if self.split_folio(folio.reference(), Order::ZERO).is_ok() {
+                    return false;
+                }
                 self.try_to_unmap(folio, Unmap::Drop);
             }
             self.zero_folio(folio, from, to.saturating_sub(from));
             self.mark_folio_dirty(folio);
         }
+        true
     }
 }

@@ -19,3 +19,6 @@ pub use chain::{AnonVmaChain, VmaRmap};
 pub use interval::{BrokenTree, IntervalNode, IntervalTree};
 pub use unmap::Unmap;
 pub use walk::{FolioSpan, RmapAnchor};
+
+#[cfg(test)]
+pub(crate) mod tests;
