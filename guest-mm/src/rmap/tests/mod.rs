@@ -1,1 +1,3 @@
+mod chains;
+mod unmapping;
 pub(crate) mod world;

@@ -4,13 +4,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::{PAGE_SHIFT, PAGE_SIZE};
 
-use crate::addr::{VaRange, VirtAddr};
+use crate::addr::{PMD_SIZE, VaRange, VirtAddr};
 use crate::fault::{FaultAccess, FaultError};
 use crate::folio::FolioRef;
 use crate::mm::{Base, Mm};
+use crate::pagecache::FileMapping;
 use crate::pgtable::{Entry, Found, LeafState, PmdState, Pte, PteState, SizedLeaf};
 use crate::platform::Platform;
-use crate::space::{AddressSpace, MmapArgs, SpaceRef};
+use crate::space::{AddressSpace, Advice, MapFlags, MapSource, MmapArgs, SpaceRef};
 use crate::testing::{self, TestPlatform};
 
 pub(crate) type Space = SpaceRef<'static, TestPlatform>;
@@ -37,9 +38,31 @@ impl World {
         self.mm.new_space().unwrap()
     }
 
-    /// Maps private zeros anywhere, or aligned to 2 MiB and with huge pages wanted.
+    /// Maps private zeros anywhere.
     pub(crate) fn map(&self, space: &Space, pages: u64) -> u64 {
         self.mm.mmap(space, MmapArgs::anonymous(pages * PAGE_SIZE)).unwrap().get()
+    }
+
+    /// Maps 2 MiB of private zeros, at an address where one leaf can map them.
+    pub(crate) fn map_huge(&self, space: &Space) -> u64 {
+        let args = MmapArgs::anonymous(PMD_SIZE).fixed(1 << 32);
+        let at = self.mm.mmap(space, args).unwrap().get();
+        self.mm.madvise(space, at, PMD_SIZE, Advice::HugePage).unwrap();
+        at
+    }
+
+    /// Maps `pages` of a file from page `first` on.
+    pub(crate) fn map_file(
+        &self,
+        space: &Space,
+        file: &FileMapping<'static, TestPlatform>,
+        (first, pages): (u64, u64),
+        flags: MapFlags,
+    ) -> u64 {
+        let offset = first * PAGE_SIZE;
+        let source = MapSource { file, offset, readable: true, writable: true };
+        let args = MmapArgs::anonymous(pages * PAGE_SIZE);
+        self.mm.mmap(space, MmapArgs { flags, source: Some(source), ..args }).unwrap().get()
     }
 
     pub(crate) fn store(&self, space: &Space, at: u64, value: u64) -> Result<(), FaultError> {

@@ -1,4 +1,4 @@
-use super::*;
+use super::super::*;
 use crate::buddy::Gfp;
 use crate::memdesc::{Kind, Order};
 use crate::memory::AllocError;
