@@ -124,11 +124,15 @@ impl World {
         }
     }
 
-    /// The leaf at an address, of either size: that of its page.
+    /// The leaf at an address; of a larger one, what it says of the page there.
     pub(crate) fn leaf(&self, space: &Space, at: u64) -> Option<LeafState> {
         let entry = self.entry(space, at);
-        let pte = SizedLeaf::of_pte(entry).ok().flatten();
-        pte.or_else(|| SizedLeaf::of_pmd(entry).ok().flatten()).map(|leaf| leaf.state)
+        if let PmdState::Present(pmd) = entry.pmd()
+            && let Some(pte) = pmd.split(va(at).page() % 512)
+        {
+            return Some(LeafState::Present(pte));
+        }
+        Some(SizedLeaf::of_pte(entry).ok()??.state)
     }
 
     pub(crate) fn pte(&self, space: &Space, at: u64) -> Pte {
