@@ -4,8 +4,9 @@
 //! |---|---|
 //! | `0xffff_8880_0000_0000` + GPA | direct map of RAM, built at boot from 2 MiB leaves |
 //! | `0xffff_ffff_8000_0000` | read-only view of the nucleus' entry stacks |
-//! | `0xffff_ffff_8020_0000` | the image: nucleus, text, rodata, data; then stacks between holes |
-//! | `0xffff_ffff_8040_0000` | stacks of the other CPUs and of threads, each below 128 KiB of nothing |
+//! | `0xffff_ffff_8020_0000` | the image: nucleus, text, rodata, data |
+//! | `0xffff_ffff_8051_0000` | stacks between holes |
+//! | `0xffff_ffff_8060_0000` | stacks of the other CPUs and of threads, each below 128 KiB of nothing |
 //! | `0xffff_ffff_c000_0000` | device windows, uncached, 2 MiB each |
 
 use abi::platform::MAX_VCPUS;
@@ -28,29 +29,33 @@ pub const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
 pub const IMAGE_GPA: u64 = 0x20_0000;
 /// First address of the image, which is the nucleus'.
 pub const NUCLEUS: u64 = KERNEL_BASE + IMAGE_GPA;
-/// The image and its stacks lie below this GPA, in one 2 MiB region.
-pub const IMAGE_REGION_END: u64 = IMAGE_GPA + LARGE_PAGE;
+/// The image lies below this GPA: in one 2 MiB region, with a page table of its own.
+pub const IMAGE_LIMIT_GPA: u64 = IMAGE_GPA + LARGE_PAGE;
+/// Early tables and the CPUs' first stacks lie in the next 2 MiB region, below this GPA.
+pub const IMAGE_REGION_END: u64 = IMAGE_LIMIT_GPA + LARGE_PAGE;
 
 /// Ring 3's read-only view of an entry stack is this far below it.
 pub const ALIAS_DISTANCE: u64 = LARGE_PAGE;
 
 /// Lowest address of the boot CPU's stack; unmapped below.
-pub const MAIN_STACK: u64 = KERNEL_BASE + 0x34_0000;
+pub const MAIN_STACK: u64 = KERNEL_BASE + 0x51_0000;
 /// Bytes of the boot CPU's stack.
-pub const MAIN_STACK_BYTES: u64 = 0x4_0000;
-/// What the linker lets the image grow to, and the end of the early table arena behind it.
-pub const ARENA_END_GPA: u64 = 0x33_0000;
+pub const MAIN_STACK_BYTES: u64 = 0x7_0000;
+/// Early page tables are made from here on,
+pub const ARENA_GPA: u64 = IMAGE_LIMIT_GPA;
+/// up to here.
+pub const ARENA_END_GPA: u64 = 0x50_0000;
 
 /// Lowest address of CPU 0's trap stack. Stacks are 64 KiB, so aligned that one 32-bit compare of an address' bits
 /// 16..48 tells whether it lies in one, with 64 KiB of nothing below each.
-pub const TRAP_STACK: u64 = KERNEL_BASE + 0x39_0000;
+pub const TRAP_STACK: u64 = KERNEL_BASE + 0x59_0000;
 /// Bytes of a trap stack.
 pub const TRAP_STACK_BYTES: u64 = 0x1_0000;
 /// From one CPU's trap stack to the next.
 pub const TRAP_STACK_STRIDE: u64 = 0x2_0000;
 
 /// First stack slot: stacks of the other CPUs, then of threads. A slot's stack is its upper part; below it nothing.
-pub const STACK_SLOTS: u64 = KERNEL_BASE + 2 * LARGE_PAGE;
+pub const STACK_SLOTS: u64 = KERNEL_BASE + IMAGE_REGION_END;
 /// From one stack slot to the next.
 pub const STACK_SLOT_BYTES: u64 = 0x4_0000;
 /// Most bytes of a stack in a slot.
@@ -111,9 +116,14 @@ pub enum BootTable {
     PtImageDirect = 8,
     /// The view of the entry stacks.
     PtAlias = 9,
+    /// Main and trap stacks.
+    PtStacks = 10,
 }
 
 impl BootTable {
+    /// How many there are.
+    pub const COUNT: u64 = Self::PtStacks as u64 + 1;
+
     /// GPA of the table.
     pub const fn gpa(self) -> u64 {
         IMAGE_GPA + (TABLES_PAGE + self as u64) * PAGE
@@ -136,13 +146,13 @@ pub const fn word(value: u64) -> usize {
 }
 
 const _: () = {
-    assert!(NUCLEUS + (TABLES_PAGE + 10) * PAGE < MAIN_STACK);
+    assert!(KERNEL_BASE + ARENA_END_GPA < MAIN_STACK);
     assert!(TRAP_STACK.is_multiple_of(TRAP_STACK_BYTES));
     assert!(
         TRAP_STACK + (CPUS as u64 - 1) * TRAP_STACK_STRIDE + TRAP_STACK_BYTES
             <= KERNEL_BASE + IMAGE_REGION_END
     );
     assert!(STACK_SLOT_COUNT as u64 * STACK_SLOT_BYTES == 2 * LARGE_PAGE);
-    assert!(STACK_SLOTS >= KERNEL_BASE + IMAGE_REGION_END);
+    assert!(STACK_SLOTS.is_multiple_of(LARGE_PAGE));
     assert!(SHARED_STRIDE * CPUS as u64 <= PAGE);
 };

@@ -20,7 +20,7 @@ const MAX_CMDLINE: usize = 2048;
 /// Modules whose memory is respected.
 const MAX_MODULES: usize = 8;
 /// Ranges of RAM that the memory manager does not get.
-const MAX_RESERVED: usize = 5 + CPUS + MAX_MODULES;
+const MAX_RESERVED: usize = 6 + CPUS + MAX_MODULES;
 /// Below 1 MiB: firmware's tables, and the place where other CPUs start.
 const LOW_MEMORY_END: u64 = 1 << 20;
 
@@ -99,9 +99,9 @@ pub(super) fn boot(start_info_gpa: u64) -> Boot {
     super::log::set_level(boot.options.log_level);
     super::log::banner(boot.ram.pages());
     reserve_modules(&mut boot, &info);
-    let (image, unmapped) = paging::init(&boot.ram);
+    let (used, unmapped) = paging::init(&boot.ram);
     boot.reserve(outer_pages(0, LOW_MEMORY_END));
-    boot.reserve(Some(image));
+    used.into_iter().for_each(|range| boot.reserve(Some(range)));
     boot.reserve(outer_pages(MAIN_STACK - KERNEL_BASE, MAIN_STACK_BYTES));
     for cpu in 0..CPUS as u64 {
         boot.reserve(outer_pages(

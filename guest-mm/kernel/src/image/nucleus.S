@@ -427,7 +427,8 @@ nucleus_fatal:
     table 5
     .quad TABLES + 9 * 4096 + 0x27          # the view of the entry stacks
     .quad TABLES + 7 * 4096 + 0x27
-    .fill 510, 8, 0
+    .quad TABLES + 10 * 4096 + 0x27
+    .fill 509, 8, 0
     table 6                                 # device windows: the first is the local APIC's
     .quad 0xfee00000 + LEAF_BOOT + 0x98 + 0x8000000000000000
     .fill 511, 8, 0
@@ -441,16 +442,10 @@ nucleus_fatal:
     .quad GPA + 0x61 + 0x8000000000000000
     .elseif N < {shared_page}
     .quad GPA + 0x63 + 0x8000000000000000   # nucleus data and stacks: supervisor
-    .elseif N < {tables_page} + 10
-    .quad GPA + LEAF_BOOT + 0x8000000000000000
-    .elseif GPA < {arena_end}
-    .quad GPA + LEAF_BOOT
-    .elseif (GPA >= {main_stack} - DOWN) && (GPA < {main_stack_top} - DOWN)
-    .quad GPA + LEAF_BOOT + 0x8000000000000000
-    .elseif (GPA >= {trap_stack} - DOWN) && ((GPA - ({trap_stack} - DOWN)) % {trap_stack_stride} < {trap_stack_bytes})
+    .elseif N < {tables_page} + {tables}
     .quad GPA + LEAF_BOOT + 0x8000000000000000
     .else
-    .quad 0
+    .quad GPA + LEAF_BOOT
     .endif
     .set N, N + 1
     .endr
@@ -474,6 +469,20 @@ nucleus_fatal:
     .set N, N + 1
     .endr
     .fill 512 - {stack_page} - CPUS, 8, 0
+
+    table 10                                # the region behind the image: stacks
+    .set N, 0
+    .rept 512
+    .set GPA, {image_limit} + N * 4096
+    .if (GPA >= {main_stack} - DOWN) && (GPA < {main_stack_top} - DOWN)
+    .quad GPA + LEAF_BOOT + 0x8000000000000000
+    .elseif (GPA >= {trap_stack} - DOWN) && ((GPA - ({trap_stack} - DOWN)) % {trap_stack_stride} < {trap_stack_bytes})
+    .quad GPA + LEAF_BOOT + 0x8000000000000000
+    .else
+    .quad 0
+    .endif
+    .set N, N + 1
+    .endr
 
 # ---------------------------------------------------------------- PVH note
     .section .note.pvh, "a", @note

@@ -5,8 +5,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use abi::{Pfn, PfnRange};
 use guest_kernel::direct_map::{DirectMap, ENTRIES, OutOfTables, TableMemory, entry};
 use guest_kernel::layout::{
-    ARENA_END_GPA, BootTable, DEVICE_WINDOW_COUNT, DEVICE_WINDOWS, DIRECT_MAP, DIRECT_MAP_LIMIT,
-    IDT_PAGE, IMAGE_GPA, KERNEL_BASE, LARGE_PAGE, NUCLEUS, PAGE, PRIVATE_PAGES, word,
+    ARENA_END_GPA, ARENA_GPA, BootTable, DEVICE_WINDOW_COUNT, DEVICE_WINDOWS, DIRECT_MAP,
+    DIRECT_MAP_LIMIT, IDT_PAGE, IMAGE_GPA, IMAGE_REGION_END, KERNEL_BASE, LARGE_PAGE, NUCLEUS,
+    PAGE, PRIVATE_PAGES, word,
 };
 use guest_kernel::memory_map::RamMap;
 
@@ -19,8 +20,8 @@ unsafe extern "C" {
     static image_end: u8;
 }
 
-/// Where the next early table goes: from the image's end to [`ARENA_END_GPA`].
-static ARENA: AtomicU64 = AtomicU64::new(0);
+/// Where the next early table goes: from [`ARENA_GPA`] to [`ARENA_END_GPA`].
+static ARENA: AtomicU64 = AtomicU64::new(ARENA_GPA);
 
 /// Slot of the direct map in the root table.
 const DIRECT_MAP_SLOT: usize = (word(DIRECT_MAP) >> 39) % ENTRIES;
@@ -45,7 +46,7 @@ pub(super) fn direct(gpa: u64) -> *mut u8 {
 /// Only before [`init`]: the slice lies in RAM that is given to the allocator later.
 pub(super) fn loader_bytes(gpa: u64, len: u64) -> Option<&'static [u8]> {
     let end = gpa.checked_add(len)?;
-    let in_image = gpa < IMAGE_GPA + LARGE_PAGE && IMAGE_GPA < end;
+    let in_image = gpa < IMAGE_REGION_END && IMAGE_GPA < end;
     if end > 1 << 30 || in_image {
         return None;
     }
@@ -70,7 +71,7 @@ impl TableMemory for Tables {
             return None;
         }
         ARENA.store(gpa + PAGE, Ordering::Relaxed);
-        // SAFETY: the page lies between the image and the stacks, mapped from link time on, and was never handed out.
+        // SAFETY: the page lies before the stacks, mapped from link time on, and was never handed out.
         unsafe { direct(gpa).write_bytes(0, word(PAGE)) };
         Some(gpa)
     }
@@ -86,25 +87,26 @@ impl TableMemory for Tables {
     }
 }
 
-/// Sets up the final tables. Returns the RAM that they use in the image's region besides its fixed places, and what
-/// part of RAM could not be mapped.
-pub(super) fn init(ram: &RamMap) -> (PfnRange, Option<OutOfTables>) {
-    ARENA.store(image_end_gpa(), Ordering::Relaxed);
+/// Sets up the final tables. Returns the RAM that the image and they use, and what part of RAM could not be mapped.
+pub(super) fn init(ram: &RamMap) -> ([PfnRange; 2], Option<OutOfTables>) {
     protect_image();
     let map = DirectMap::new(Tables, BootTable::PtImageDirect.gpa());
-    let mut map = map.unwrap_or_else(|| panic!("no room for page tables behind the image"));
+    let mut map = map.unwrap_or_else(|| panic!("no room for page tables"));
     let unmapped = ram.ranges().iter().find_map(|range| map.map(*range).err());
     // The identity map has served; null is nobody's address from here on.
     Tables.write(BootTable::Pml4.gpa(), 0, 0);
     Tables.write(BootTable::Pml4.gpa(), DIRECT_MAP_SLOT, map.pdpt | entry::TABLE);
     // SAFETY: the same root: only what is not RAM, and what nobody uses any more, has lost its mapping.
     unsafe { gate::load_cr3(BootTable::Pml4.gpa()) };
-    let used = (IMAGE_GPA, ARENA.load(Ordering::Relaxed));
-    let used = PfnRange::new(Pfn::containing(used.0), Pfn::containing(used.1));
-    (used.unwrap_or_else(|| unreachable!("the arena starts behind the image")), unmapped)
+    let used = [(IMAGE_GPA, image_end_gpa()), (ARENA_GPA, ARENA.load(Ordering::Relaxed))];
+    let used = used.map(|(start, end)| {
+        PfnRange::new(Pfn::containing(start), Pfn::containing(end))
+            .unwrap_or_else(|| unreachable!("both end behind their start"))
+    });
+    (used, unmapped)
 }
 
-/// Text is read-only, everything else not executable, the arena not in the image's mapping, the nucleus' own pages not
+/// Text is read-only, everything else not executable, what lies behind the image not in its mapping, the nucleus' own pages not
 /// in the direct map.
 fn protect_image() {
     let (text, rodata) =
@@ -112,7 +114,7 @@ fn protect_image() {
     let (data, end) = (symbol_gpa(&raw const image_data_start), image_end_gpa());
     let mut gpa = IMAGE_GPA;
     for index in 0..ENTRIES {
-        if gpa >= text && gpa < ARENA_END_GPA {
+        if gpa >= text {
             let image = match gpa {
                 _ if gpa < rodata => gpa | entry::CODE,
                 _ if gpa < data => gpa | entry::READ_ONLY,
@@ -146,7 +148,7 @@ pub(super) fn copy_kernel_half(table: *mut u64) {
 pub(super) fn map_stack_page(address: u64, gpa: u64, table: impl FnOnce() -> Option<u64>) -> bool {
     let Some(offset) = address.checked_sub(KERNEL_BASE) else { return false };
     let (directory, index) = (BootTable::PdKernel.gpa(), word(offset / LARGE_PAGE));
-    if offset < 2 * LARGE_PAGE || index >= ENTRIES {
+    if offset < IMAGE_REGION_END || index >= ENTRIES {
         return false;
     }
     let mut found = Tables.read(directory, index);
