@@ -4,6 +4,9 @@
 //! machine's own. On the simulated machine, whose clock stands still, it shows
 //! that everything runs and frees what it took.
 
+mod paths;
+mod sharing;
+
 use super::{Ctx, Machine, Outcome};
 use crate::bench::{Bench, Figure, layout, primitive};
 
@@ -11,7 +14,7 @@ use crate::bench::{Bench, Figure, layout, primitive};
 const ROUNDS: u64 = 5;
 
 pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
-    let (base, seed) = (ctx.mm.base(), ctx.args.seed);
+    let (mm, base, seed) = (ctx.mm, ctx.mm.base(), ctx.args.seed);
     let rounds = usize::try_from(ctx.rounds(ROUNDS)).unwrap_or(usize::MAX);
     let machine = ctx.machine();
     let now = || machine.now_ns();
@@ -21,5 +24,11 @@ pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     };
     let mut bench = Bench::new(&now, rounds, &mut print);
     primitive::run(base, &mut bench)?;
+    paths::run(mm, &mut bench)?;
+    sharing::rmap(mm, &mut bench)?;
+    sharing::gup(mm, &mut bench)?;
     layout::run(&base.memory, &mut bench, seed)
 }
+
+#[cfg(test)]
+mod tests;
