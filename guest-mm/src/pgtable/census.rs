@@ -6,9 +6,14 @@ use abi::Pfn;
 
 use super::entry::{Entry, PmdState, UpperState};
 use super::range::{LeafState, SizedLeaf};
+use super::softleaf::{Leaf, LeafFlags, Location, Softleaf, SwapSlot};
 use super::table::{ENTRIES, ROOT_LEVEL, Tables, USER_ROOT_ENTRIES};
 use crate::addr::VirtAddr;
+use crate::folio::Folio;
+use crate::mm::Mm;
 use crate::platform::Platform;
+use crate::space::AddressSpace;
+use crate::xarray::{Entry as XEntry, NoMemory, XArray};
 
 /// What does not agree in the tables of one space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,30 +194,89 @@ impl<P: Platform> Tables<'_, P> {
         0
     }
 
-    /// A number for what the tables say that does not depend on which frames
-    /// hold it: two machines that did the same have the same. `number` gives each
-    /// folio, named by a frame of it, a number by first appearance.
+    /// A number for what the tables say that does not depend on which frames and
+    /// swap slots hold it, nor on A bits, which a CPU may set for an access that it
+    /// only considers: two machines that did the same have the same. `number` gives
+    /// each frame a number by first appearance.
     pub fn digest(&self, number: &mut dyn FnMut(Pfn) -> u64) -> u64 {
         let mut digest = Fnv::new();
         self.for_each_leaf(&mut |at, leaf| {
             digest.add(at.get());
             digest.add(u64::from(leaf.order));
-            match leaf.state {
+            let (said, frame) = match leaf.state {
                 LeafState::Present(pte) => {
-                    digest.add(pte.with_pfn(Pfn::ZERO).map_or(0, |pte| pte.entry().bits()));
-                    digest.add(number(pte.pfn()));
+                    let said = pte.mk_old().with_pfn(Pfn::ZERO);
+                    (said.map_or(0, |pte| pte.entry().bits()), Some(pte.pfn()))
                 }
-                LeafState::Soft(leaf) => match leaf.kind().location() {
-                    Some(super::Location::Pfn(pfn)) => {
-                        digest.add(leaf.entry().bits() >> 59);
-                        digest.add(u64::from(leaf.flags().bits()));
-                        digest.add(number(pfn));
-                    }
-                    Some(super::Location::DevOffset(_)) | None => digest.add(leaf.entry().bits()),
-                },
-            }
+                LeafState::Soft(leaf) => {
+                    let leaf = leaf.without_flags(LeafFlags::YOUNG);
+                    (leaf.without_place().entry().bits(), leaf.kind().frame())
+                }
+            };
+            digest.add(said);
+            digest.add(frame.map_or(u64::MAX, &mut *number));
         });
         digest.0
+    }
+}
+
+impl Softleaf {
+    /// The frame that the leaf names.
+    fn frame(self) -> Option<Pfn> {
+        match self.location() {
+            Some(Location::Pfn(pfn)) => Some(pfn),
+            Some(Location::DevOffset(_)) | None => None,
+        }
+    }
+}
+
+impl Leaf {
+    /// The leaf with frame 0 or slot 0: what differs between machines taken out.
+    fn without_place(self) -> Self {
+        let zero = Pfn::ZERO;
+        self.with_kind(match self.kind() {
+            Softleaf::Swap { slot, exclusive } => {
+                Softleaf::Swap { slot: SwapSlot::new(0).unwrap_or(slot), exclusive }
+            }
+            Softleaf::MigrationRead(_) => Softleaf::MigrationRead(zero),
+            Softleaf::MigrationReadExclusive(_) => Softleaf::MigrationReadExclusive(zero),
+            Softleaf::MigrationWrite(_) => Softleaf::MigrationWrite(zero),
+            Softleaf::DeviceExclusive(_) => Softleaf::DeviceExclusive(zero),
+            Softleaf::HwPoison(_) => Softleaf::HwPoison(zero),
+            kind @ (Softleaf::None
+            | Softleaf::DevicePrivateRead(_)
+            | Softleaf::DevicePrivateWrite(_)
+            | Softleaf::Marker(_)
+            | Softleaf::MigrationDevicePrivateRead(_)
+            | Softleaf::MigrationDevicePrivateReadExclusive(_)
+            | Softleaf::MigrationDevicePrivateWrite(_)) => kind,
+        })
+    }
+}
+
+impl<P: Platform> Mm<'_, P> {
+    /// The digest of a space's leaves ([`Tables::digest`]); the space is quiet.
+    ///
+    /// # Errors
+    /// No memory for the book of frames.
+    pub fn leaf_digest(&self, space: &AddressSpace<'_, P>) -> Result<u64, NoMemory> {
+        let base = self.base();
+        let seen: XArray<'_, _, Folio> = XArray::new(&base.rcu, base.xa_nodes());
+        let (mut next, mut failed) = (0usize, None);
+        let digest = space.tables().digest(&mut |pfn| {
+            if let Some(known) = seen.load(pfn.number()).and_then(|entry| entry.as_value()) {
+                return known as u64;
+            }
+            let number = next;
+            next += 1;
+            if let Some(entry) = XEntry::value(number)
+                && let Err(error) = seen.store(pfn.number(), entry)
+            {
+                failed = Some(error);
+            }
+            number as u64
+        });
+        failed.map_or(Ok(digest), Err)
     }
 }
 

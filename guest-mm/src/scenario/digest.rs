@@ -58,6 +58,11 @@ impl Digest {
                 }
             }
         }
+        // Which leaves map the same page.
+        match process.mm().leaf_digest(space) {
+            Ok(leaves) => self.add(leaves),
+            Err(_) => self.add(0),
+        }
     }
 
     /// Adds the leaf of `va`; returns how far it reaches.

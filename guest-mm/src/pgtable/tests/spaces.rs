@@ -326,16 +326,7 @@ fn tables_of(space: &Space<'_>) -> Vec<(VirtAddr, SizedLeaf)> {
 fn digests_tell_states_apart_and_not_frames() {
     let base = machine();
     let world = World::new(&base);
-    let digest = |space: &Space<'_>| {
-        let mut seen = Vec::new();
-        space.tables().digest(&mut |pfn| {
-            let known = seen.iter().position(|known| *known == pfn);
-            known.unwrap_or_else(|| {
-                seen.push(pfn);
-                seen.len() - 1
-            }) as u64
-        })
-    };
+    let digest = |space: &Space<'_>| world.mm.leaf_digest(space).unwrap();
     let (first, second) = (world.space(64), world.space(64));
     let waste =
         world.mm.alloc_folio(Order::ZERO, crate::buddy::Gfp::USER, FolioKind::Anon).unwrap();
@@ -346,6 +337,8 @@ fn digests_tell_states_apart_and_not_frames() {
         world.fault(&second, at, 0);
     }
     assert_eq!(digest(&first), digest(&second));
+    base.platform().faults().fail_nth(crate::platform::FaultSite::SlabAlloc, 1);
+    assert!(world.mm.leaf_digest(&first).is_err());
     let at = page(HERE_PAGE + 4);
     let prot = PageProt::READ;
     let to = Protection { prot, sharing: Sharing::Private, tracks_soft_dirty: false };
