@@ -7,10 +7,10 @@
 //! fault takes one VMA's lock ([`AddressSpace::vma_read`]). docs/address-space.md
 //! tells the whole.
 
-#![allow(dead_code, reason = "until its calls have landed")]
-
 #[cfg(not(loom))]
 mod age;
+#[cfg(not(loom))]
+mod census;
 #[cfg(not(loom))]
 mod fork;
 #[cfg(not(loom))]
@@ -41,6 +41,7 @@ pub mod vma_lock;
 
 #[cfg(not(loom))]
 pub use {
+    census::SpaceDiscrepancy,
     lifetime::{SpaceGrab, SpaceRef},
     lookup::{SpaceReadGuard, SpaceWriteGuard, VmaGuard, Vmas},
     madvise::Advice,

@@ -7,6 +7,7 @@ use abi::Pfn;
 use crate::addr::VirtAddr;
 use crate::census::Discrepancy;
 use crate::pgtable::TableDiscrepancy;
+use crate::space::SpaceDiscrepancy;
 use crate::swap::SwapDiscrepancy;
 
 /// One thing that does not agree.
@@ -21,6 +22,13 @@ pub enum MmDiscrepancy {
         space: u32,
         /// What is wrong.
         found: TableDiscrepancy,
+    },
+    /// VMAs of a space.
+    Vmas {
+        /// The space.
+        space: u32,
+        /// What is wrong.
+        found: SpaceDiscrepancy,
     },
     /// A leaf maps a frame that is neither a folio's nor the zero page.
     NoFolio {
@@ -144,6 +152,7 @@ impl fmt::Display for MmDiscrepancy {
         match *self {
             Self::Memory(found) => found.fmt(f),
             Self::Tables { space, found } => write!(f, "space {space}: {found}"),
+            Self::Vmas { space, found } => write!(f, "space {space}: {found}"),
             Self::NoFolio { space, at, frame } => {
                 write!(f, "space {space}, {at}: frame {frame} is no folio's")
             }

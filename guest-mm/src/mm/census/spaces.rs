@@ -21,7 +21,7 @@ struct SpaceWalk<'t, 'a, 'm, P: Platform> {
     rss: [u64; 3],
 }
 
-impl<P: Platform> Taking<'_, '_, P> {
+impl<'m, P: Platform> Taking<'_, 'm, P> {
     /// Walks the page tables of every space.
     pub(super) fn spaces(&mut self) {
         let mm = self.mm;
@@ -41,7 +41,7 @@ impl<P: Platform> Taking<'_, '_, P> {
         self.check(counted == reached, || MmDiscrepancy::LostTables { counted, reached });
     }
 
-    fn space(&mut self, space: &AddressSpace<'_, P>) {
+    fn space(&mut self, space: &AddressSpace<'m, P>) {
         let mut walk = SpaceWalk { taking: self, space: space.id(), rss: [0; 3] };
         let tables = space.tables().visit(&mut walk);
         let found = walk.rss;
@@ -50,6 +50,10 @@ impl<P: Platform> Taking<'_, '_, P> {
         let counted =
             [&rss.anon, &rss.file, &rss.swap].map(|counter| counter.load(Ordering::Relaxed));
         self.check(counted == found, || MmDiscrepancy::Rss { space: space.id(), counted, found });
+        let (mm, id) = (self.mm, space.id());
+        mm.check_space(space, &mut |found| {
+            self.census.discrepancies.add(MmDiscrepancy::Vmas { space: id, found });
+        });
     }
 
     /// Leaves of the folio at `head`, in all spaces.
