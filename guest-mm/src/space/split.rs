@@ -87,18 +87,6 @@ impl<'m, P: Platform> Mm<'m, P> {
         }
     }
 
-    /// Merges at each boundary between VMAs from the start to the end of `range`.
-    pub(super) fn merge_in(&self, guard: &SpaceWriteGuard<'_, 'm, P>, range: VaRange) {
-        let mut at = range.start();
-        loop {
-            self.merge_at(guard, at);
-            match guard.find(at) {
-                Some(vma) if vma.end() <= range.end() && vma.end() > at => at = vma.end(),
-                Some(_) | None => return,
-            }
-        }
-    }
-
     /// Lets one of two neighbours absorb the other: the one by which the folios of
     /// both can be found. If there is none they stay two.
     fn merge(&self, guard: &SpaceWriteGuard<'_, 'm, P>, low: &Vma<'m, P>, high: &Vma<'m, P>) {
