@@ -185,6 +185,38 @@ fn a_check_refuses_what_a_run_would_refuse() {
     }
 }
 
+#[test]
+fn the_bench_measures_in_the_guest_and_leaves_nothing() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    let mut command = aerostat();
+    command.args(["bench", "mm", "--json", "--rounds", "1", "--memory", &ram().to_string()]);
+    let output = run(command.env("TMPDIR", temporary.path()));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let figures = report["figures"].as_array().unwrap();
+    let find = |name: &str, case: &str| {
+        let found = figures.iter().find(|figure| figure["name"] == name && figure["case"] == case);
+        found.unwrap_or_else(|| panic!("{name}, {case} is missing: {report:#}"))["median"].as_f64()
+    };
+    for (name, case) in [
+        ("memory init", "at boot"),
+        ("buddy pair", "order 0"),
+        ("fault", "anonymous, write"),
+        ("fork", "256 dirty pages"),
+        ("gup", "fast"),
+        ("layout init", "8 B"),
+    ] {
+        assert!(find(name, case).unwrap() > 0.0, "{name}, {case}");
+    }
+    // What does not depend on the clock.
+    assert_eq!(find("layout bytes", "64 B, large folios"), Some(64.0));
+    assert!(find("layout bytes", "8 B, large folios").unwrap() < 32.0);
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0, "the bench leaves nothing");
+}
+
 fn demo_frees_half(backing: &str) {
     if !kvm_or_skip() {
         return;

@@ -58,6 +58,10 @@ unsafe impl Platform for Machine {
         smp::relax();
     }
 
+    fn kick(&self, cpus: CpuSet) {
+        cpus.iter().for_each(smp::kick);
+    }
+
     fn init_root(&self, table: NonNull<u64>) {
         paging::copy_kernel_half(table.as_ptr());
     }

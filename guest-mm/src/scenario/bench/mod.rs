@@ -4,6 +4,7 @@
 //! machine's own. On the simulated machine, whose clock stands still, it shows
 //! that everything runs and frees what it took.
 
+mod grace;
 mod paths;
 mod sharing;
 
@@ -24,6 +25,7 @@ pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     };
     let mut bench = Bench::new(&now, rounds, &mut print);
     primitive::run(base, &mut bench)?;
+    grace::run(mm, &mut bench, seed)?;
     paths::run(mm, &mut bench)?;
     sharing::rmap(mm, &mut bench)?;
     sharing::gup(mm, &mut bench)?;

@@ -19,6 +19,7 @@ fn every_measurement_runs_on_the_simulated_machine_and_frees_what_it_took() {
         "slab burst",
         "rcu read section",
         "rcu callback",
+        "rcu wait",
         "fault",
         "fork",
         "exit",
