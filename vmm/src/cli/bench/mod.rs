@@ -89,7 +89,7 @@ fn begin_table(vm: &VmStatus) -> Result<Table, Failure> {
     output::line(format!("{ram} of {} memory, {vcpus} vCPUs, {kvm} KVM", vm.backing))?;
     if vm.kvm == "software" {
         output::line(
-            "Ring 0 is interpreted here: times compare with each other at most, bytes with all.",
+            "Ring 0 is interpreted here: what enters it (page faults, flushes, interrupts) takes longer.",
         )?;
     }
     Table::begin()
