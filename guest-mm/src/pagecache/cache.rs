@@ -247,7 +247,13 @@ impl<'m, P: Platform> Mm<'m, P> {
             return false;
         }
         // Frozen, so that no lookup gets it; written to before that, it shows as dirty.
-        let Ok(frozen) = folio.get().freeze(pages + 2) else { return false };
+        let frozen = match folio.get().freeze(pages + 2) {
+            Ok(frozen) => frozen,
+            Err(extra) => {
+                self.put(extra);
+                return false;
+            }
+        };
         let clean = !frozen.has(FolioFlags::DIRTY);
         self.put(frozen.unfreeze(pages + 2));
         if clean {

@@ -52,6 +52,9 @@ impl<'m, P: Platform> Mm<'m, P> {
         end.ok_or(Errno::EINVAL)?;
         // Others may neither cut nor grow it meanwhile.
         let resize = file.resize.write(self.platform());
+        if offset > file.size() {
+            self.zero_tail(file);
+        }
         let mut done = 0;
         while done < bytes.len() {
             let at = offset + done as u64;
@@ -82,6 +85,9 @@ impl<'m, P: Platform> Mm<'m, P> {
             return Err(Errno::EINVAL);
         }
         let resize = file.resize.write(self.platform());
+        if size > file.size() {
+            self.zero_tail(file);
+        }
         // First the end, so that no fault maps a page beyond it once its folio is unlocked.
         let old = file.size.swap(size, Ordering::AcqRel);
         if size < old {
@@ -108,6 +114,21 @@ impl<'m, P: Platform> Mm<'m, P> {
         self.discard(file, offset, end);
         drop(resize);
         Ok(())
+    }
+
+    /// Zeros what mappings wrote behind the file's end in its last page, before it grows.
+    fn zero_tail(&self, file: &FileMapping<'m, P>) {
+        let size = file.size();
+        let tail = size.next_multiple_of(PAGE_SIZE) - size;
+        if tail == 0 {
+            return;
+        }
+        let Some(folio) = self.find_get_folio(file, size >> PAGE_SHIFT) else { return };
+        let folio = folio.into_locked(self.platform());
+        if folio.is_at(file.token(), size >> PAGE_SHIFT) {
+            self.zero_folio(&folio, size - (folio.index() << PAGE_SHIFT), tail);
+        }
+        self.put(folio.unlock());
     }
 
     /// Takes all folios out of a file that nobody maps or uses any more.

@@ -13,3 +13,6 @@ pub use cache::{DIRTY, FileFault};
 pub use io::SIZE_LIMIT;
 pub use mapping::{FileMapping, FileRef, NAME_MAX};
 pub use ramfs::Files;
+
+#[cfg(test)]
+mod tests;
