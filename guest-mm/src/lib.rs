@@ -26,6 +26,8 @@ pub mod memory;
 #[cfg(not(loom))]
 pub mod mm;
 #[cfg(not(loom))]
+pub mod objects;
+#[cfg(not(loom))]
 pub mod pagecache;
 #[cfg(not(loom))]
 pub mod pgtable;

@@ -29,13 +29,14 @@ impl<'m, P: Platform> Mm<'m, P> {
         kind: FolioKind,
     ) -> Result<FolioRef<'m>, AllocError> {
         let frames = self.alloc_frames(order, gfp)?;
-        match self.alloc_descriptor(gfp) {
-            Ok(folio) => self.make_folio(frames, folio, kind),
-            Err(error) => {
-                self.memory().free_frozen(frames);
-                Err(error)
-            }
-        }
+        let described = match self.alloc_descriptor(gfp) {
+            Ok(folio) => self.describe_folio(frames, folio, kind),
+            Err(error) => Err((frames, error)),
+        };
+        described.map(|folio| folio.unfreeze(1)).map_err(|(frames, error)| {
+            self.memory().free_frozen(frames);
+            error
+        })
     }
 
     /// A descriptor that describes nothing yet.
@@ -56,24 +57,23 @@ impl<'m, P: Platform> Mm<'m, P> {
         unsafe { self.base().caches.folio.free(self.memory(), folio.as_ptr()) };
     }
 
-    /// Makes `frames` a folio described by `folio`.
-    fn make_folio(
+    /// Makes `frames` a folio described by `folio`, frozen still.
+    pub(super) fn describe_folio(
         &self,
         frames: FrozenFrames,
         folio: FrozenFolio<'m>,
         kind: FolioKind,
-    ) -> Result<FolioRef<'m>, AllocError> {
+    ) -> Result<FrozenFolio<'m>, (FrozenFrames, AllocError)> {
         folio.describe(frames.head(), frames.order(), kind);
         if let Err(error) = self.memory().describe(&frames, kind.word_of(folio.as_ptr())) {
             debug_assert!(false, "frames without an owner: {error}");
             self.free_descriptor(folio);
             let order = frames.order();
-            self.memory().free_frozen(frames);
-            return Err(AllocError::OutOfMemory(order));
+            return Err((frames, AllocError::OutOfMemory(order)));
         }
         // The words own the frames from here on; `dissolve` makes the handle again.
-        let _ = frames.into_raw();
-        Ok(folio.unfreeze(1))
+        frames.into_raw();
+        Ok(folio)
     }
 
     /// Takes the folio's words and descriptor away and leaves its frames.

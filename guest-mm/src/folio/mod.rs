@@ -16,6 +16,8 @@ mod contents;
 #[cfg(not(loom))]
 mod deferred;
 mod desc;
+#[cfg(not(loom))]
+mod device;
 mod handle;
 mod kind;
 mod lock;

@@ -365,7 +365,7 @@ impl Descriptor {
     }
 
     /// The same descriptor in another hold.
-    pub(super) const fn with_hold(self, hold: Hold) -> Self {
+    pub(crate) const fn with_hold(self, hold: Hold) -> Self {
         Self { hold, ..self }
     }
 

@@ -188,7 +188,7 @@ impl<P: Platform> Memory<P> {
     }
 
     /// One step of a frame's word through the transition table.
-    pub(super) fn transition(&self, pfn: Pfn, from: Word, to: Word) -> Result<(), TransitionError> {
+    pub(crate) fn transition(&self, pfn: Pfn, from: Word, to: Word) -> Result<(), TransitionError> {
         match self.map.words.cell(pfn) {
             Ok(cell) => cell.transition(from, to),
             // A handle of another machine's memory.

@@ -19,6 +19,7 @@ use crate::fault::{DeviceSlot, FaultCounters};
 use crate::folio::{DeferredSplit, Folio};
 use crate::memdesc::{BlockKind, Order};
 use crate::memory::{AllocError, Memory};
+use crate::objects::{MovableDesc, ZpDesc};
 use crate::pagecache::{FileMapping, Files};
 use crate::pgtable::{PtDesc, TableState};
 use crate::platform::Platform;
@@ -54,6 +55,10 @@ pub struct Base<P> {
 pub struct Caches {
     /// Nodes of all XArrays.
     pub xa_node: KmemCache,
+    /// [`ZpDesc`]s, type-safe.
+    pub zpdesc: TypeSafeCache<ZpDesc>,
+    /// [`MovableDesc`]s, type-safe.
+    pub movable: TypeSafeCache<MovableDesc>,
     /// [`Folio`]s, type-safe.
     pub folio: TypeSafeCache<Folio>,
     /// [`PtDesc`]s, type-safe.
@@ -82,6 +87,8 @@ impl Caches {
         let vma = SlabOptions { rcu_head: Some(offset_of!(Vma<'static, P>, rcu)), ..plain };
         Ok(Self {
             xa_node: SlabNodes::cache(memory)?,
+            zpdesc: TypeSafeCache::new(memory, "zpdesc", plain)?,
+            movable: TypeSafeCache::new(memory, "movable", plain)?,
             folio: TypeSafeCache::new(memory, "folio", plain)?,
             ptdesc: KmemCache::of::<PtDesc, P>(memory, "ptdesc", type_safe)?,
             vma: KmemCache::of::<Vma<'static, P>, P>(memory, "vma", vma)?,
@@ -97,9 +104,11 @@ impl Caches {
     }
 
     /// All of them, for the census.
-    pub fn all(&self) -> [&KmemCache; 8] {
+    pub fn all(&self) -> [&KmemCache; 10] {
         [
             &self.xa_node,
+            self.zpdesc.kmem(),
+            self.movable.kmem(),
             self.folio.kmem(),
             &self.ptdesc,
             &self.vma,

@@ -8,6 +8,7 @@ mod account;
 mod adjust;
 mod age;
 mod anon_vma;
+mod census;
 mod chain;
 mod interval;
 mod unmap;
@@ -15,6 +16,7 @@ mod walk;
 
 pub use account::MappedBy;
 pub use anon_vma::AnonVma;
+pub use census::RmapDiscrepancy;
 pub use chain::{AnonVmaChain, VmaRmap};
 pub use interval::{BrokenTree, IntervalNode, IntervalTree};
 pub use unmap::Unmap;

@@ -166,3 +166,21 @@ fn references_by_frame_number_race_with_reuse() {
 fn base_of<'m>(mm: &Mm<'m, TestPlatform>) -> &'m Base<TestPlatform> {
     mm.base()
 }
+
+#[test]
+fn an_idle_device_folio_has_no_reference_and_its_last_user_leaves_it_idle() {
+    let base = base(1024);
+    let mm = Mm::new(&base);
+    let frames = base.memory.alloc_frozen(order(2), Gfp::KERNEL).unwrap();
+    let pfn = frames.head();
+    let idle = mm.device_folio(frames).unwrap();
+    assert_eq!(mm.folio_of(pfn), Err(NoFolio::Busy));
+    let folio = mm.device_folio_start(idle);
+    let found = mm.folio_of(pfn).unwrap();
+    assert_eq!((found.kind(), found.refcount()), (FolioKind::Device, 2));
+    assert!(mm.put_device_folio(found).is_none());
+    let idle = mm.put_device_folio(folio).unwrap();
+    assert_eq!(base.memory.census().pages(Kind::DevFolio), PageCount::new(4));
+    base.memory.free_frozen(mm.end_device_folio(idle).unwrap());
+    assert_consistent(&base);
+}

@@ -7,6 +7,7 @@ use abi::Pfn;
 use crate::addr::VirtAddr;
 use crate::census::Discrepancy;
 use crate::pgtable::TableDiscrepancy;
+use crate::rmap::RmapDiscrepancy;
 use crate::space::SpaceDiscrepancy;
 use crate::swap::SwapDiscrepancy;
 
@@ -122,6 +123,8 @@ pub enum MmDiscrepancy {
     },
     /// Folios say they are in caches that the caches do not have, or the other way round.
     CacheMembers,
+    /// Reverse maps.
+    Rmap(RmapDiscrepancy),
     /// Swap slots.
     Swap(SwapDiscrepancy),
     /// Swap leaves and the slots' counts differ.
@@ -187,6 +190,7 @@ impl fmt::Display for MmDiscrepancy {
                 write!(f, "file {file} counts {counted} cached pages, has {found}")
             }
             Self::CacheMembers => f.write_str("folios in files' caches are not those of the files"),
+            Self::Rmap(found) => found.fmt(f),
             Self::Swap(found) => found.fmt(f),
             Self::SwapLeaves { counted, leaves } => {
                 write!(f, "swap slots count {counted} leaves, there are {leaves}")

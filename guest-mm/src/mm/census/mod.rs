@@ -117,6 +117,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         taking.spaces();
         taking.files();
         taking.folios();
+        taking.rmap();
         taking.swap();
         taking.compare();
         taking.census
@@ -137,6 +138,11 @@ impl<P: Platform> Taking<'_, '_, P> {
         let counted = counters.allocated.wrapping_sub(counters.freed);
         let found = self.census.memory.pages(Kind::PtDesc).get();
         self.check(counted == found, || MmDiscrepancy::TableFrames { counted, found });
+    }
+
+    fn rmap(&mut self) {
+        let discrepancies = &mut self.census.discrepancies;
+        self.mm.rmap_census(&mut |found| discrepancies.add(MmDiscrepancy::Rmap(found)));
     }
 
     fn swap(&mut self) {
