@@ -12,12 +12,22 @@ use core::fmt;
 
 pub(super) use memory::{Kind, Memory, PinList};
 
-use super::{Ctx, Machine, Outcome, Process, check_eq, pattern};
+use super::{Ctx, Machine, OrFail, Outcome, Process, check_eq, pattern};
 
 /// Runs the scenario.
 pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
-    anon::run(ctx).and(file::run(ctx))
+    let mm = ctx.mm;
+    // Somebody else's swap does as well.
+    let is_ours = mm.swapon_ram(SWAP_SLOTS).is_ok();
+    let outcome = anon::run(ctx).and(file::run(ctx));
+    if is_ours {
+        mm.swapoff().or_fail()?;
+    }
+    outcome
 }
+
+/// Slots for a THP, and for what is still in the swap cache.
+const SWAP_SLOTS: u32 = 2048;
 
 /// A test on a kind of memory, by name.
 struct On<T>(&'static str, T);
