@@ -15,6 +15,7 @@ mod census;
 mod cow;
 mod digest;
 mod failure;
+mod fault;
 mod gup_stress;
 mod machine;
 mod process;
@@ -46,6 +47,8 @@ pub enum Name {
     Census,
     /// Linux's `cow` test.
     Cow,
+    /// Faults of every kind.
+    Fault,
     /// Pins pages whose mappings come and go.
     GupStress,
     /// Linux's XArray test.
@@ -78,6 +81,7 @@ impl Name {
     pub const ALL: &[Self] = &[
         Self::Census,
         Self::Cow,
+        Self::Fault,
         Self::GupStress,
         Self::XArray,
         Self::BenchMm,
@@ -93,13 +97,14 @@ impl Name {
         let (name, summary) = match self {
             Self::Census => ("census", "counts everything and compares all books"),
             Self::Cow => ("cow", "copy-on-write, fork and pins: Linux's cow test"),
+            Self::Fault => ("fault", "page faults of every kind, on one CPU and on all"),
             Self::GupStress => ("gup-stress", "pins pages whose mappings come and go"),
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
             Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
         };
         let mutants: &[Mutant] = match self {
             Self::GupStress => &[Mutant::NoRecheck],
-            Self::Census | Self::Cow | Self::XArray | Self::BenchMm => &[],
+            Self::Census | Self::Fault | Self::Cow | Self::XArray | Self::BenchMm => &[],
         };
         Spec { name, summary, mutants }
     }
@@ -242,6 +247,7 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let outcome = match name {
         Name::Census => Ok(()),
         Name::Cow => cow::run(ctx),
+        Name::Fault => fault::run(ctx),
         Name::GupStress => gup_stress::run(ctx),
         Name::XArray => xarray::run(ctx),
         Name::BenchMm => bench::run(ctx),
