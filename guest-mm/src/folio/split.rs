@@ -201,7 +201,8 @@ impl<'m, P: Platform> Mm<'m, P> {
     fn descriptors(&self, count: usize) -> Result<Row<'m>, Errno> {
         let mut row = Row { first: None };
         for _ in 0..count {
-            match self.alloc_descriptor(Gfp::KERNEL) {
+            // Whoever splits is short of memory: pages that nothing maps come free.
+            match self.alloc_descriptor(Gfp::MEMALLOC) {
                 Ok(folio) => row.push(folio),
                 Err(error) => {
                     self.free_row(row);

@@ -7,11 +7,19 @@ use crate::memdesc::Order;
 use crate::memory::{AllocError, FrozenFrames};
 use crate::mm::Mm;
 use crate::platform::Platform;
+use crate::sync::shim::Ordering;
 
 /// Reclaims that free something and still leave no block, before it is called out of memory.
 const MAX_ROUNDS: u32 = 16;
+/// Allocations below the low watermark that do not reclaim after one that could not.
+const SKIPPED_AFTER_FAILURE: u32 = 64;
 /// Orders above are not worth much work (Linux `PAGE_ALLOC_COSTLY_ORDER`).
 const COSTLY_ORDER: u32 = 3;
+
+/// Whether an allocation may do work to get memory.
+const fn may_reclaim(gfp: Gfp) -> bool {
+    !gfp.intersects(Gfp::HIGH.union(Gfp::OPTIONAL).union(Gfp::MEMALLOC))
+}
 
 impl<'m, P: Platform> Mm<'m, P> {
     /// Allocates a block, and reclaims for it if there is none: the way of all
@@ -25,15 +33,31 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// # Errors
     /// [`AllocError`]: nothing can be reclaimed either.
     pub fn alloc_frames(&self, order: Order, gfp: Gfp) -> Result<FrozenFrames, AllocError> {
-        let taken = self.memory().alloc_frozen(order, gfp);
         if self.memory().is_below_low() {
             self.wake_kswapd();
-        }
-        match taken {
-            Err(error) if !gfp.intersects(Gfp::HIGH | Gfp::OPTIONAL | Gfp::MEMALLOC) => {
-                self.reclaim_for(order, gfp).ok_or(error)
+            if gfp.contains(Gfp::MOVABLE) && may_reclaim(gfp) {
+                self.balance();
             }
+        }
+        let taken = self.memory().alloc_frozen(order, gfp);
+        match taken {
+            Err(error) if may_reclaim(gfp) => self.reclaim_for(order, gfp).ok_or(error),
             taken => taken,
+        }
+    }
+
+    /// Has a program's page pay for what it takes from below the low watermark:
+    /// the kernel's own allocations, which cannot reclaim where they are made,
+    /// find something between *min* and *low*.
+    fn balance(&self) {
+        let skip = &self.reclaim.skip_balance;
+        // Where nothing can be had, looking at all lists for each page would take for ever.
+        if skip.load(Ordering::Relaxed) > 0 {
+            skip.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        if self.direct_reclaim(RECLAIM_BATCH) == 0 {
+            skip.store(SKIPPED_AFTER_FAILURE, Ordering::Relaxed);
         }
     }
 

@@ -182,7 +182,8 @@ impl<'m> Isolated<'m> {
         self.len
     }
 
-    fn push(&mut self, folio: FolioRef<'m>) {
+    /// Adds one; there is room for [`BATCH`].
+    pub(super) fn push(&mut self, folio: FolioRef<'m>) {
         self.folios[self.len] = Some(folio);
         self.len += 1;
     }

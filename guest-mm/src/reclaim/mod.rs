@@ -17,13 +17,12 @@ mod direct;
 mod kswapd;
 mod lru;
 mod oom;
-mod referenced;
+mod pageout;
 mod scan;
 mod shrink;
 mod shrinker;
 mod state;
 mod stats;
-mod unmap;
 
 pub(crate) use lru::Lru;
 pub use lru::{LruCounts, LruList};

@@ -4,6 +4,7 @@ use core::fmt;
 
 use super::scan::RECLAIM_BATCH;
 use super::stats::ReclaimEvent;
+use crate::errno::Errno;
 use crate::mm::Mm;
 use crate::pgtable::ZapRules;
 use crate::platform::Platform;
@@ -73,6 +74,24 @@ impl<'m, P: Platform> Mm<'m, P> {
             return Ok(());
         }
         self.kill_somebody(attempts)
+    }
+
+    /// Does `operation`, and does it again after [`Self::make_room`] while it ends
+    /// in ENOMEM. For calls whose other reasons for ENOMEM have been ruled out.
+    ///
+    /// # Errors
+    /// The operation's.
+    pub fn with_room<T>(
+        &self,
+        mut operation: impl FnMut() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let mut attempts = Attempts::default();
+        loop {
+            match operation() {
+                Err(Errno::ENOMEM) if self.make_room(&mut attempts).is_ok() => {}
+                ended => return ended,
+            }
+        }
     }
 
     fn notify(&self) -> u64 {

@@ -88,7 +88,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             self.reclaim.add(ReclaimEvent::Scanned, looked);
             while let Some(folio) = folios.pop() {
                 let was_used = match folio.try_lock(self.platform()) {
-                    Some(_locked) => self.leaf_references(&folio).young > 0,
+                    Some(_locked) => self.folio_referenced(&folio) > 0,
                     None => true,
                 };
                 if !was_used {

@@ -1,11 +1,14 @@
 //! What becomes of folios that are looked at.
 
+use abi::PageCount;
+
 use super::lru::Isolated;
 use super::stats::ReclaimEvent;
-use super::unmap::Kept;
-use crate::folio::{Folio, FolioFlags, FolioKind, FolioLockGuard, FolioRef, FrozenFolio};
+use crate::folio::{Folio, FolioFlags, FolioKind, FolioLockGuard, FolioRef};
+use crate::memdesc::Order;
 use crate::mm::Mm;
 use crate::platform::Platform;
+use crate::rmap::Unmap;
 
 /// What a scan may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +41,10 @@ impl<'m, P: Platform> Mm<'m, P> {
                 self.put(folio);
                 continue;
             }
+            if folio.is_large() {
+                freed += self.split_isolated(folio);
+                continue;
+            }
             match self.shrink_folio(folio, control) {
                 Ok(()) => freed += pages,
                 Err((folio, verdict)) => {
@@ -52,6 +59,43 @@ impl<'m, P: Platform> Mm<'m, P> {
             }
         }
         freed
+    }
+
+    /// Splits an isolated large folio, so that its pages can be looked at one by
+    /// one; those that nothing maps are freed, and counted.
+    fn split_isolated(&self, folio: FolioRef<'m>) -> u64 {
+        let before = folio.pages().get();
+        let wanted = !folio.is_pinned()
+            && (folio.is_anon() || !folio.has(FolioFlags::DIRTY))
+            && folio.kind() != FolioKind::Device;
+        let free_before = self.memory().free_pages().get();
+        let is_split = wanted
+            && folio.try_lock(self.platform()).is_some_and(|_locked| {
+                self.folio_referenced(&folio) == 0 && self.split_folio(&folio, Order::ZERO).is_ok()
+            });
+        if is_split {
+            self.reclaim.count(ReclaimEvent::Split);
+        } else {
+            folio.set_flags(FolioFlags::ACTIVE);
+        }
+        self.lru_putback(&folio);
+        if is_split {
+            // The other parts are in no list: they were isolated as one.
+            self.list_parts(&folio, before);
+        }
+        self.put(folio);
+        self.memory().free_pages().get().saturating_sub(free_before).min(before)
+    }
+
+    /// Puts the other pages of a block that was split on their lists.
+    fn list_parts(&self, first: &Folio, pages: u64) {
+        for page in 1..pages {
+            let pfn = first.pfn().checked_add(PageCount::new(page));
+            if let Some(Ok(part)) = pfn.map(|pfn| self.folio_of(pfn)) {
+                self.lru_add(&part);
+                self.put(part);
+            }
+        }
     }
 
     /// Frees one isolated folio, or says what shall become of it.
@@ -84,16 +128,11 @@ impl<'m, P: Platform> Mm<'m, P> {
         {
             return Verdict::Activate;
         }
-        if folio.is_mapped() {
-            let unmapped = self.unmap_to_reclaim(folio);
-            if let Err(kept) = unmapped {
-                self.count_kept(kept);
-            }
-            if unmapped.is_err() || folio.is_mapped() {
-                // A slot that no leaf names is of no use to a folio that stays.
-                self.free_swap(locked);
-                return Verdict::Activate;
-            }
+        if folio.is_mapped() && !self.try_to_unmap(folio, Unmap::Reclaim) {
+            self.count_kept(folio);
+            // A slot that no leaf names is of no use to a folio that stays.
+            self.free_swap(locked);
+            return Verdict::Activate;
         }
         if folio.has(FolioFlags::SWAPCACHE) && folio.has(FolioFlags::DIRTY) {
             // No leaf names the slot either: the page is nobody's, its contents need no device.
@@ -111,24 +150,20 @@ impl<'m, P: Platform> Mm<'m, P> {
             self.reclaim.count(ReclaimEvent::Pinned);
             return Err(Verdict::Activate);
         }
-        if folio.is_large() || folio.has(FolioFlags::HWPOISON) || folio.kind() == FolioKind::Device
-        {
+        if folio.has(FolioFlags::HWPOISON) || folio.kind() == FolioKind::Device {
             return Err(Verdict::Activate);
         }
         if is_only_copy(folio) {
             // The page cache is where a file in memory is.
             return Err(Verdict::Activate);
         }
-        let found = self.leaf_references(folio);
-        if found.is_locked {
-            return Err(Verdict::Activate);
-        }
+        let young = self.folio_referenced(folio);
         if control.ignore_references {
             folio.clear_flags(FolioFlags::REFERENCED);
             return Ok(());
         }
         let was_used = folio.clear_flags(FolioFlags::REFERENCED).contains(FolioFlags::REFERENCED);
-        match found.young {
+        match young {
             0 if was_used && !folio.is_mapped() && !folio.is_anon() => Err(Verdict::Keep),
             0 => Ok(()),
             _ if folio.is_anon() => Err(Verdict::Activate),
@@ -162,12 +197,8 @@ impl<'m, P: Platform> Mm<'m, P> {
             self.reclaim.count(ReclaimEvent::AnonFreed);
         }
         frozen.clear_flags(FolioFlags::ISOLATED);
-        self.free_reclaimed(frozen);
-        Ok(())
-    }
-
-    fn free_reclaimed(&self, frozen: FrozenFolio<'m>) {
         self.free_folio(frozen);
+        Ok(())
     }
 
     /// Whether a leaf names the folio's slot.
@@ -175,11 +206,14 @@ impl<'m, P: Platform> Mm<'m, P> {
         self.swap_slot_of(folio).is_some_and(|slot| self.swap_count(slot) > 0)
     }
 
-    fn count_kept(&self, kept: Kept) {
-        self.reclaim.count(match kept {
-            Kept::Pinned => ReclaimEvent::Pinned,
-            Kept::Written => ReclaimEvent::Rewritten,
-            Kept::NoSlot => ReclaimEvent::NoSlot,
+    /// Why a leaf could not be taken away, as far as it can be seen now.
+    fn count_kept(&self, folio: &Folio) {
+        self.reclaim.count(if folio.is_pinned() {
+            ReclaimEvent::Pinned
+        } else if folio.has(FolioFlags::SWAPCACHE) {
+            ReclaimEvent::Stuck
+        } else {
+            ReclaimEvent::Rewritten
         });
     }
 }

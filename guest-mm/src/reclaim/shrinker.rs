@@ -12,6 +12,8 @@ pub trait Shrinker: Sync {
     fn shrink(&self, pages: u64) -> u64;
 }
 
+/// Queued large folios that are split for one allocation.
+const SPLITS_AT_ONCE: u64 = 16;
 /// Shrinkers that can be registered.
 pub(super) const MAX_SHRINKERS: usize = 4;
 
@@ -39,10 +41,11 @@ impl<'m, P: Platform> Mm<'m, P> {
         Ok(())
     }
 
-    /// Asks all caches once: page tables and objects that wait for readers who
+    /// Asks all caches once: large folios of which a part is not mapped, page tables and objects that wait for readers who
     /// are gone, slabs without an object, registered shrinkers. Returns pages freed.
     pub(super) fn shrink_caches(&self) -> u64 {
         let before = self.memory().free_pages().get();
+        self.run_deferred_split(SPLITS_AT_ONCE);
         self.base().reap_tables(usize::MAX);
         self.base().poll_rcu();
         for cache in self.base().caches.all() {

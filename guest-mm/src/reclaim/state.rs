@@ -7,12 +7,14 @@ use super::shrinker::{MAX_SHRINKERS, Shrinker};
 use super::stats::{ReclaimCounters, ReclaimEvent, ReclaimStats};
 use crate::mm::Mm;
 use crate::platform::Platform;
-use crate::sync::shim::AtomicBool;
+use crate::sync::shim::{AtomicBool, AtomicU32};
 use crate::sync::{LockClass, SpinLock};
 
 /// Reclaim's part of a manager.
 pub(crate) struct Reclaim<'m> {
     pub(super) kswapd_wanted: AtomicBool,
+    /// Allocations that shall not reclaim before they have to. Approximate.
+    pub(super) skip_balance: AtomicU32,
     pub(super) shrinkers: SpinLock<[Option<&'m dyn Shrinker>; MAX_SHRINKERS]>,
     pub(super) notifier: SpinLock<Option<&'m dyn OomNotifier>>,
     /// Somebody looks for a process to kill.
@@ -24,6 +26,7 @@ impl Reclaim<'_> {
     pub(crate) const fn new() -> Self {
         Self {
             kswapd_wanted: AtomicBool::new(false),
+            skip_balance: AtomicU32::new(0),
             shrinkers: SpinLock::new(LockClass::Lru, [None; MAX_SHRINKERS]),
             notifier: SpinLock::new(LockClass::Lru, None),
             is_killing: AtomicBool::new(false),

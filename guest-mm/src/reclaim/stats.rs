@@ -14,7 +14,8 @@ pub(crate) enum ReclaimEvent {
     FileFreed,
     Pinned,
     Rewritten,
-    NoSlot,
+    Stuck,
+    Split,
     Direct,
     DirectFailed,
     Kswapd,
@@ -27,7 +28,7 @@ pub(crate) enum ReclaimEvent {
 }
 
 impl ReclaimEvent {
-    const COUNT: usize = 18;
+    const COUNT: usize = 19;
 }
 
 /// Counters, by any CPU.
@@ -57,7 +58,8 @@ impl ReclaimCounters {
             file_freed: self.get(ReclaimEvent::FileFreed),
             pinned: self.get(ReclaimEvent::Pinned),
             rewritten: self.get(ReclaimEvent::Rewritten),
-            no_slot: self.get(ReclaimEvent::NoSlot),
+            stuck: self.get(ReclaimEvent::Stuck),
+            split: self.get(ReclaimEvent::Split),
             direct_reclaims: self.get(ReclaimEvent::Direct),
             direct_failures: self.get(ReclaimEvent::DirectFailed),
             kswapd_runs: self.get(ReclaimEvent::Kswapd),
@@ -90,8 +92,10 @@ pub struct ReclaimStats {
     pub pinned: u64,
     /// Folios that were written after MADV_FREE.
     pub rewritten: u64,
-    /// Leaves that no slot could count.
-    pub no_slot: u64,
+    /// Folios that kept a leaf for another reason: locked in memory, say.
+    pub stuck: u64,
+    /// Large folios that were split to be reclaimed page by page.
+    pub split: u64,
     /// Allocations that reclaimed by themselves.
     pub direct_reclaims: u64,
     /// Those that found nothing.

@@ -15,13 +15,14 @@ mod census;
 mod cow;
 mod digest;
 mod failure;
-mod fault;
 mod gup_stress;
 mod machine;
+mod oom;
 mod process;
 mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
+mod swap;
 pub mod xarray;
 
 use core::fmt;
@@ -47,10 +48,12 @@ pub enum Name {
     Census,
     /// Linux's `cow` test.
     Cow,
-    /// Faults of every kind.
-    Fault,
     /// Pins pages whose mappings come and go.
     GupStress,
+    /// Pages go to swap and come back.
+    Swap,
+    /// Memory runs out.
+    Oom,
     /// Linux's XArray test.
     XArray,
     /// Measurements, one line of JSON each.
@@ -81,8 +84,9 @@ impl Name {
     pub const ALL: &[Self] = &[
         Self::Census,
         Self::Cow,
-        Self::Fault,
         Self::GupStress,
+        Self::Swap,
+        Self::Oom,
         Self::XArray,
         Self::BenchMm,
     ];
@@ -97,14 +101,15 @@ impl Name {
         let (name, summary) = match self {
             Self::Census => ("census", "counts everything and compares all books"),
             Self::Cow => ("cow", "copy-on-write, fork and pins: Linux's cow test"),
-            Self::Fault => ("fault", "page faults of every kind, on one CPU and on all"),
             Self::GupStress => ("gup-stress", "pins pages whose mappings come and go"),
+            Self::Swap => ("swap", "pages go to swap and come back as they went"),
+            Self::Oom => ("oom", "memory runs out, and the right one pays"),
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
             Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
         };
         let mutants: &[Mutant] = match self {
             Self::GupStress => &[Mutant::NoRecheck],
-            Self::Census | Self::Fault | Self::Cow | Self::XArray | Self::BenchMm => &[],
+            Self::Census | Self::Cow | Self::Swap | Self::Oom | Self::XArray | Self::BenchMm => &[],
         };
         Spec { name, summary, mutants }
     }
@@ -247,8 +252,9 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let outcome = match name {
         Name::Census => Ok(()),
         Name::Cow => cow::run(ctx),
-        Name::Fault => fault::run(ctx),
         Name::GupStress => gup_stress::run(ctx),
+        Name::Swap => swap::run(ctx),
+        Name::Oom => oom::run(ctx),
         Name::XArray => xarray::run(ctx),
         Name::BenchMm => bench::run(ctx),
     };

@@ -208,8 +208,12 @@ impl<'m, P: Platform> Mm<'m, P> {
                 self.age_leaves(space, part, Aging::Free);
                 Ok(())
             }
-            Advice::Cold | Advice::PageOut => {
+            Advice::Cold => {
                 self.age_leaves(space, part, Aging::Cold);
+                Ok(())
+            }
+            Advice::PageOut => {
+                self.pageout(space, part);
                 Ok(())
             }
             Advice::HugePage

@@ -41,4 +41,4 @@ pub use word::{MAX_COUNT, SlotWord};
 
 #[cfg(test)]
 #[cfg(not(loom))]
-mod tests;
+pub(crate) mod tests;

@@ -9,19 +9,19 @@ use std::vec::Vec;
 use super::{SlotBytes, SwapDevice, SwapIoError};
 
 /// A device in the test's own memory whose calls can be made to fail.
-pub(super) struct TestDevice {
+pub(crate) struct TestDevice {
     pages: Mutex<Vec<Option<SlotBytes>>>,
-    pub(super) fails: core::sync::atomic::AtomicBool,
+    pub(crate) fails: core::sync::atomic::AtomicBool,
     bad: Option<u32>,
 }
 
 impl TestDevice {
-    pub(super) fn new(slots: usize, bad: Option<u32>) -> Self {
+    pub(crate) fn new(slots: usize, bad: Option<u32>) -> Self {
         Self { pages: Mutex::new(std::vec![None; slots]), fails: false.into(), bad }
     }
 
     /// Slots that hold something.
-    pub(super) fn written(&self) -> usize {
+    pub(crate) fn written(&self) -> usize {
         self.pages.lock().unwrap().iter().flatten().count()
     }
 

@@ -1,0 +1,214 @@
+//! `oom`: memory runs out, and the right one pays for it.
+//!
+//! Most of the machine's memory is taken away first, so that the scenario takes
+//! as long on a machine of any size.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use abi::{PAGE_SIZE, Pfn};
+
+use super::{Case, Ctx, Machine, Outcome, Process, Signal, check, check_eq};
+use crate::buddy::Gfp;
+use crate::errno::Errno;
+use crate::memdesc::Order;
+use crate::memory::FrozenFrames;
+use crate::mm::Mm;
+use crate::space::MmapArgs;
+
+/// Pages that are left to play with, about.
+const LEFT: u64 = 2048;
+/// Slots of the device of the case with swap.
+const SLOTS: u32 = 256;
+/// Pages of the process that shall live.
+const SMALL: u64 = 64;
+
+/// Runs the scenario.
+pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
+    let hog = Hog::take(ctx.mm);
+    let left = ctx.mm.memory().free_pages().get();
+    ctx.print(format_args!("{left} pages are left, of {}", ctx.mm.memory().managed_pages().get()));
+    let before = ctx.mm.reclaim_stats();
+    let cases = [
+        Case { name: "alone", run: alone },
+        Case { name: "largest-dies", run: largest_dies },
+        Case { name: "swap-saves", run: swap_saves },
+        Case { name: "threads", run: threads },
+    ];
+    let ended = ctx.run_cases(&cases);
+    let after = ctx.mm.reclaim_stats();
+    hog.free(ctx.mm);
+    ctx.print(format_args!(
+        "{} killed, {} pages reaped, {} from the balloon, {} swapped out",
+        after.killed - before.killed,
+        after.reaped_pages - before.reaped_pages,
+        after.notified_pages - before.notified_pages,
+        after.swap_freed - before.swap_freed
+    ));
+    ended
+}
+
+/// Memory that is taken away: blocks that each name the next in their first bytes.
+struct Hog {
+    first: Option<(Pfn, Order)>,
+}
+
+/// What the first bytes of a block say: the next one's frame, and its order + 1; 0 for none.
+type Link = [u64; 2];
+
+impl Hog {
+    /// Takes all but [`LEFT`] pages.
+    fn take<M: Machine>(mm: &Mm<'_, M>) -> Self {
+        let memory = mm.memory();
+        let mut hog = Self { first: None };
+        let mut order = Order::MAX;
+        loop {
+            let excess = memory.free_pages().get().saturating_sub(LEFT);
+            order = order.min(Order::fitting(excess));
+            if excess == 0 {
+                return hog;
+            }
+            match memory.alloc_frozen(order, Gfp::KERNEL) {
+                Ok(frames) => hog.push(mm, frames),
+                Err(_) => match order.down() {
+                    Some(lower) => order = lower,
+                    None => return hog,
+                },
+            }
+        }
+    }
+
+    fn push<M: Machine>(&mut self, mm: &Mm<'_, M>, frames: FrozenFrames) {
+        let (pfn, order) = frames.into_raw();
+        let next =
+            self.first.map_or([0, 0], |(pfn, order)| [pfn.number(), u64::from(order.get()) + 1]);
+        let place: NonNull<Link> = mm.platform().frame_ptr(pfn).cast();
+        // SAFETY: a block of ours that nobody else uses.
+        unsafe { place.write(next) };
+        self.first = Some((pfn, order));
+    }
+
+    /// Gives everything back.
+    fn free<M: Machine>(mut self, mm: &Mm<'_, M>) {
+        while let Some((pfn, order)) = self.first {
+            let place: NonNull<Link> = mm.platform().frame_ptr(pfn).cast();
+            // SAFETY: a block of ours, written by `push`.
+            let [next, next_order] = unsafe { place.read() };
+            // SAFETY: the handle that `push` gave up.
+            let frames = unsafe { FrozenFrames::from_raw(pfn, order) };
+            mm.memory().free_frozen(frames);
+            let next_order = next_order.checked_sub(1).and_then(|order| u32::try_from(order).ok());
+            self.first =
+                next_order.and_then(|order| Some((Pfn::new(next)?, Order::try_from(order).ok()?)));
+        }
+    }
+}
+
+/// Maps what the machine has left, twice.
+fn too_much<M: Machine>(
+    ctx: &Ctx<'_, '_, M>,
+    process: &Process<'_, '_, M>,
+) -> Result<(u64, u64), Errno> {
+    let pages = 2 * ctx.mm.memory().free_pages().get();
+    Ok((process.mmap(MmapArgs::anonymous(pages * PAGE_SIZE))?, pages))
+}
+
+/// Writes to pages until the process is killed; how many it got.
+fn fill_until_killed<M: Machine>(
+    process: &Process<'_, '_, M>,
+    start: u64,
+    pages: u64,
+) -> Result<u64, Signal> {
+    for page in 0..pages {
+        match process.store(start + page * PAGE_SIZE, page) {
+            Ok(()) => {}
+            Err(Signal::Killed | Signal::Oom) => return Ok(page),
+            Err(signal) => return Err(signal),
+        }
+    }
+    Ok(pages)
+}
+
+fn alone<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
+    let free = ctx.mm.memory().free_pages().get();
+    let process = Process::new(ctx.mm)?;
+    let (start, pages) = too_much(ctx, &process)?;
+    let got = fill_until_killed(&process, start, pages)?;
+    check(got < pages, "twice the memory is too much")?;
+    check(got > free / 2, "most of the memory could be had first")?;
+    check(process.space().is_dead(), "the process was killed")?;
+    let again = process.store(start, 1);
+    check(again.is_err(), "a killed process does nothing any more")?;
+    // Its memory is there for others before it has ended.
+    let next = Process::new(ctx.mm)?;
+    let there = next.mmap(MmapArgs::anonymous(SMALL * PAGE_SIZE))?;
+    next.fill(there, SMALL, 1)?;
+    next.expect(there, SMALL, 1)
+}
+
+fn largest_dies<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
+    let (small, large) = (Process::new(ctx.mm)?, Process::new(ctx.mm)?);
+    let there = small.mmap(MmapArgs::anonymous(SMALL * PAGE_SIZE))?;
+    small.fill(there, SMALL, 2)?;
+    let (start, pages) = too_much(ctx, &large)?;
+    let got = fill_until_killed(&large, start, pages)?;
+    check(got < pages && large.space().is_dead(), "the large process was killed")?;
+    check(!small.space().is_dead(), "the small process lives")?;
+    small.expect(there, SMALL, 2)
+}
+
+fn swap_saves<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
+    if ctx.mm.swapon_ram(SLOTS).is_err() {
+        return Err(Errno::ENOMEM.into());
+    }
+    let ended = overcommit(ctx);
+    let off = ctx.mm.swapoff();
+    ended?;
+    check(off == Ok(()), "swap can be switched off")
+}
+
+fn overcommit<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
+    let killed = ctx.mm.reclaim_stats().killed;
+    let process = Process::new(ctx.mm)?;
+    // More than memory, less than memory and swap; tables and slabs want some too.
+    let pages = ctx.mm.memory().free_pages().get() + u64::from(SLOTS) / 4;
+    let start = process.mmap(MmapArgs::anonymous(pages * PAGE_SIZE))?;
+    process.fill(start, pages, 3)?;
+    process.expect(start, pages, 3)?;
+    check(ctx.mm.swap_stats().pages_out > 0, "pages went to swap")?;
+    check_eq(ctx.mm.reclaim_stats().killed, killed, "processes killed")
+}
+
+/// Every thread has a process of its own that wants most of the memory.
+fn threads<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
+    let threads = ctx.cpus();
+    let pages = ctx.mm.memory().free_pages().get() * 3 / 4;
+    let (killed, lived) = (AtomicU64::new(0), AtomicU64::new(0));
+    let mm = ctx.mm;
+    ctx.run_on(threads, &|_| {
+        let process = mm.with_room(|| Process::new(mm))?;
+        let start = mm.with_room(|| process.mmap(MmapArgs::anonymous(pages * PAGE_SIZE)))?;
+        let got = fill_until_killed(&process, start, pages)?;
+        if got < pages {
+            killed.fetch_add(1, Ordering::Relaxed);
+            return check(process.space().is_dead(), "who gets no memory is killed");
+        }
+        for page in 0..pages {
+            match process.load(start + page * PAGE_SIZE) {
+                Ok(value) => check_eq(value, page, "a page of a process that lives")?,
+                // It may be chosen at any time.
+                Err(_) if process.space().is_dead() => {
+                    killed.fetch_add(1, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(signal) => return Err(signal.into()),
+            }
+        }
+        lived.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    })?;
+    let [killed, lived] = [&killed, &lived].map(|count| count.load(Ordering::Relaxed));
+    ctx.print(format_args!("{threads} processes: {killed} killed, {lived} lived"));
+    check_eq(killed + lived, threads as u64, "processes that ended")?;
+    check(lived > 0, "memory suffices for one")
+}
