@@ -4,6 +4,8 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use guest_kernel::layout::CPUS;
 use guest_kernel::scenario::{FAILURE, SUCCESS};
+use guest_mm::addr::{VaRange, VirtAddr};
+use guest_mm::platform::{CpuSet, TlbFlush};
 use guest_mm::store::PfnStore;
 
 use crate::image::kernel::Kernel;
@@ -12,6 +14,17 @@ use crate::image::{apic, irq, time};
 
 /// Rounds of work given to all CPUs at once.
 const ROUNDS: u32 = 20;
+
+/// What it costs to flush a page that nobody has mapped from the TLBs of `cpus`, which idle.
+fn flush_ns(cpus: CpuSet) -> u64 {
+    const FLUSHES: u64 = 200;
+    let Some(page) = VaRange::page_of(VirtAddr::ZERO) else { return 0 };
+    let start = time::now_ns();
+    for _ in 0..FLUSHES {
+        smp::flush_tlb(cpus, TlbFlush::Range(page));
+    }
+    (time::now_ns() - start) / FLUSHES
+}
 
 impl<S: PfnStore> Kernel<'_, S> {
     /// Runs the scenario.
@@ -50,6 +63,8 @@ impl<S: PfnStore> Kernel<'_, S> {
             is_good &= seen == ROUNDS && id == apic::id_of(cpu);
         }
         self.print(format_args!("a round of work on all of them: {round_us} us"));
+        let (here, everywhere) = (flush_ns(CpuSet::of(irq::cpu())), flush_ns(online));
+        self.print(format_args!("a page flushed: {here} ns here, {everywhere} ns on all of them"));
         if is_good { SUCCESS } else { FAILURE }
     }
 
