@@ -79,6 +79,11 @@ impl<'a> Bench<'a> {
         Self { now_ns, rounds: rounds.clamp(1, MAX_ROUNDS) | 1, print }
     }
 
+    /// Rounds of each measurement.
+    pub const fn round_count(&self) -> usize {
+        self.rounds
+    }
+
     /// The clock.
     pub fn now_ns(&self) -> u64 {
         (self.now_ns)()

@@ -3,8 +3,11 @@
 use super::Rcu;
 use crate::platform::Platform;
 
-/// Least time between two requests to the same CPUs to hurry.
-const KICK_EVERY_NS: u64 = 50_000;
+/// How long readers may take before anybody is asked to hurry: a section that
+/// runs is over by then, and a kick would only preempt it.
+const KICK_AFTER_NS: u64 = 100_000;
+/// Least time between two requests to hurry: a reader that got its turn keeps it.
+const KICK_EVERY_NS: u64 = 500_000;
 
 impl Rcu {
     /// Waits until every read section open at the call has ended; calls
@@ -27,17 +30,17 @@ impl Rcu {
     /// A section that *runs* is as long as its code and no interrupt makes it
     /// shorter: readers count themselves, so there is no quiescent state to force
     /// as in Linux. What [`Platform::kick`] cuts short is the time that a
-    /// *preempted* reader waits for its CPU: each kick ends the time slice of
-    /// whatever runs there instead. It goes to the CPU that a section was opened
-    /// on; a reader that moved on since keeps its normal pace.
+    /// *preempted* reader waits for its CPU: each kick, from 100 µs on and every
+    /// 500 µs, ends the time slice of whatever runs there instead. It goes to the CPU
+    /// that a section was opened on; a reader that moved on since keeps its normal pace.
     pub fn synchronize_expedited<P: Platform>(&self, platform: &P) {
         let since = platform.now_ns();
         let stamp = self.stamp();
-        let mut kicked_at = None;
+        let mut kick_at = since.saturating_add(KICK_AFTER_NS);
         while !self.is_over(stamp) {
             let now = platform.now_ns();
-            if kicked_at.is_none_or(|at: u64| now.saturating_sub(at) >= KICK_EVERY_NS) {
-                kicked_at = Some(now);
+            if now >= kick_at {
+                kick_at = now.saturating_add(KICK_EVERY_NS);
                 let holdouts = self.holdouts();
                 if !holdouts.is_empty() {
                     self.counters.kicked();
@@ -66,16 +69,19 @@ mod tests {
         let ended = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let (opened, is_open) = mpsc::channel();
-            let (rcu, ended) = (&rcu, &ended);
+            let (rcu, ended, platform) = (&rcu, &ended, &platform);
             scope.spawn(move || {
                 let guard = rcu.read(1);
                 opened.send(()).expect("the waiter listens");
-                std::thread::sleep(Duration::from_millis(20));
+                for _ in 0..20 {
+                    std::thread::sleep(Duration::from_millis(1));
+                    platform.advance_ns(1_000_000);
+                }
                 ended.store(true, Ordering::Relaxed);
                 drop(guard);
             });
             is_open.recv().expect("the reader runs");
-            wait(rcu, &platform);
+            wait(rcu, platform);
             assert!(ended.load(Ordering::Relaxed));
         });
         rcu
