@@ -145,7 +145,13 @@ pub const NAMES: &[&str] = &[
     "machine-check",
     "triple-fault",
     "cow",
+    "fork-cow",
     "gup-stress",
+    "mprotect",
+    "mremap",
+    "mremap-test",
+    "swap",
+    "oom",
     "xarray",
     "bench-mm",
 ];

@@ -22,6 +22,7 @@ mod process;
 mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
+mod space;
 mod swap;
 pub mod xarray;
 
@@ -48,8 +49,16 @@ pub enum Name {
     Census,
     /// Linux's `cow` test.
     Cow,
+    /// Parents and children write to shared pages.
+    ForkCow,
     /// Pins pages whose mappings come and go.
     GupStress,
+    /// Rights change while other CPUs use the pages.
+    Mprotect,
+    /// Mappings grow, shrink and move.
+    Mremap,
+    /// Linux's mremap tests.
+    MremapTest,
     /// Pages go to swap and come back.
     Swap,
     /// Memory runs out.
@@ -84,7 +93,11 @@ impl Name {
     pub const ALL: &[Self] = &[
         Self::Census,
         Self::Cow,
+        Self::ForkCow,
         Self::GupStress,
+        Self::Mprotect,
+        Self::Mremap,
+        Self::MremapTest,
         Self::Swap,
         Self::Oom,
         Self::XArray,
@@ -101,6 +114,10 @@ impl Name {
         let (name, summary) = match self {
             Self::Census => ("census", "counts everything and compares all books"),
             Self::Cow => ("cow", "copy-on-write, fork and pins: Linux's cow test"),
+            Self::ForkCow => ("fork-cow", "children keep what their parent had when it forked"),
+            Self::Mprotect => ("mprotect", "rights taken away are gone on every CPU"),
+            Self::Mremap => ("mremap", "mappings grow, shrink and move with their contents"),
+            Self::MremapTest => ("mremap-test", "the cases of Linux's mremap tests"),
             Self::GupStress => ("gup-stress", "pins pages whose mappings come and go"),
             Self::Swap => ("swap", "pages go to swap and come back as they went"),
             Self::Oom => ("oom", "memory runs out, and the right one pays"),
@@ -109,7 +126,16 @@ impl Name {
         };
         let mutants: &[Mutant] = match self {
             Self::GupStress => &[Mutant::NoRecheck],
-            Self::Census | Self::Cow | Self::Swap | Self::Oom | Self::XArray | Self::BenchMm => &[],
+            Self::Census
+            | Self::Cow
+            | Self::ForkCow
+            | Self::Mprotect
+            | Self::Mremap
+            | Self::MremapTest
+            | Self::Swap
+            | Self::Oom
+            | Self::XArray
+            | Self::BenchMm => &[],
         };
         Spec { name, summary, mutants }
     }
@@ -252,7 +278,11 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let outcome = match name {
         Name::Census => Ok(()),
         Name::Cow => cow::run(ctx),
+        Name::ForkCow => space::fork_cow::run(ctx),
         Name::GupStress => gup_stress::run(ctx),
+        Name::Mprotect => space::mprotect::run(ctx),
+        Name::Mremap => space::mremap::run(ctx),
+        Name::MremapTest => space::mremap_test::run(ctx),
         Name::Swap => swap::run(ctx),
         Name::Oom => oom::run(ctx),
         Name::XArray => xarray::run(ctx),
