@@ -15,6 +15,7 @@ mod census;
 mod cow;
 mod digest;
 mod failure;
+mod fault;
 mod gup_stress;
 mod machine;
 mod oom;
@@ -51,6 +52,8 @@ pub enum Name {
     Cow,
     /// Parents and children write to shared pages.
     ForkCow,
+    /// Faults of every kind.
+    Fault,
     /// Pins pages whose mappings come and go.
     GupStress,
     /// Rights change while other CPUs use the pages.
@@ -94,6 +97,7 @@ impl Name {
         Self::Census,
         Self::Cow,
         Self::ForkCow,
+        Self::Fault,
         Self::GupStress,
         Self::Mprotect,
         Self::Mremap,
@@ -118,6 +122,7 @@ impl Name {
             Self::Mprotect => ("mprotect", "rights taken away are gone on every CPU"),
             Self::Mremap => ("mremap", "mappings grow, shrink and move with their contents"),
             Self::MremapTest => ("mremap-test", "the cases of Linux's mremap tests"),
+            Self::Fault => ("fault", "page faults of every kind, on one CPU and on all"),
             Self::GupStress => ("gup-stress", "pins pages whose mappings come and go"),
             Self::Swap => ("swap", "pages go to swap and come back as they went"),
             Self::Oom => ("oom", "memory runs out, and the right one pays"),
@@ -132,6 +137,7 @@ impl Name {
             | Self::Mprotect
             | Self::Mremap
             | Self::MremapTest
+            | Self::Fault
             | Self::Swap
             | Self::Oom
             | Self::XArray
@@ -279,6 +285,7 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         Name::Census => Ok(()),
         Name::Cow => cow::run(ctx),
         Name::ForkCow => space::fork_cow::run(ctx),
+        Name::Fault => fault::run(ctx),
         Name::GupStress => gup_stress::run(ctx),
         Name::Mprotect => space::mprotect::run(ctx),
         Name::Mremap => space::mremap::run(ctx),
