@@ -149,7 +149,7 @@ pub const NAMES: &[&str] = &[
     "gup-stress",
     "mprotect",
     "mremap",
-    "mremap-test",
+    "mremap_test",
     "swap",
     "oom",
     "xarray",

@@ -121,7 +121,7 @@ impl Name {
             Self::ForkCow => ("fork-cow", "children keep what their parent had when it forked"),
             Self::Mprotect => ("mprotect", "rights taken away are gone on every CPU"),
             Self::Mremap => ("mremap", "mappings grow, shrink and move with their contents"),
-            Self::MremapTest => ("mremap-test", "the cases of Linux's mremap tests"),
+            Self::MremapTest => ("mremap_test", "the cases of Linux's mremap tests"),
             Self::Fault => ("fault", "page faults of every kind, on one CPU and on all"),
             Self::GupStress => ("gup-stress", "pins pages whose mappings come and go"),
             Self::Swap => ("swap", "pages go to swap and come back as they went"),

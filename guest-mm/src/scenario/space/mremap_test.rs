@@ -1,4 +1,4 @@
-//! `mremap-test`: what Linux's `mremap_test` and `mremap_dontunmap` selftests
+//! `mremap_test`: what Linux's `mremap_test` and `mremap_dontunmap` selftests
 //! look at, tested anew, each under its name there.
 //!
 //! Absent: the 1 and 2 GiB moves, which measure; moves of several mappings by
