@@ -145,6 +145,7 @@ pub const NAMES: &[&str] = &[
     "machine-check",
     "triple-fault",
     "cow",
+    "fault",
     "fork-cow",
     "gup-stress",
     "mprotect",
