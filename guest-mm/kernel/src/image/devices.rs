@@ -60,7 +60,7 @@ impl fmt::Display for Causes<'_> {
     }
 }
 
-impl<S: PfnStore> Kernel<'_, S> {
+impl<S: PfnStore + Sync> Kernel<'_, S> {
     /// Finds and starts the devices that the command line announces.
     pub(super) fn find_devices(&mut self, cmdline: &str, options: &Options<'_>, ram: &RamMap) {
         let Some(ioapic) = IoApic::new() else { return };
@@ -93,9 +93,9 @@ impl<S: PfnStore> Kernel<'_, S> {
     }
 
     /// Whether a device of this kind finds a driver that has none yet.
-    const fn has_driver_for(&self, id: u32) -> bool {
+    fn has_driver_for(&self, id: u32) -> bool {
         match id {
-            VIRTIO_ID_BALLOON => self.balloon.is_none(),
+            VIRTIO_ID_BALLOON => !self.balloon.exists(),
             VIRTIO_ID_CONSOLE => self.console.is_none(),
             VIRTIO_ID_RNG => self.entropy.is_none(),
             _ => false,
@@ -118,7 +118,9 @@ impl<S: PfnStore> Kernel<'_, S> {
                 };
                 let driver = BalloonDriver::start(self.memory, self.store, bus, options);
                 let driver = driver.map_err(Failure::Balloon)?;
-                self.balloon = Some(Served::new(driver, vector));
+                if self.balloon.install(Served::new(driver, vector)) {
+                    self.mm.set_oom_notifier(Some(self.balloon));
+                }
             }
             VIRTIO_ID_CONSOLE => {
                 let driver = ConsoleDriver::start(bus, self.memory).map_err(Failure::Console)?;

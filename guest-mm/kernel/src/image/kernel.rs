@@ -7,7 +7,7 @@ use core::fmt;
 
 use guest_kernel::protocol::{Event, LineReader, MAX_LINE_BYTES, Request};
 use guest_kernel::scenario::{self, Call};
-use guest_mm::balloon::{BalloonDriver, Wake};
+use guest_mm::balloon::Wake;
 use guest_mm::console::{AgentState, ConsoleDriver};
 use guest_mm::entropy::EntropyDriver;
 use guest_mm::memory::Memory;
@@ -19,6 +19,7 @@ use super::log::error;
 use super::platform::Machine;
 use super::sentinel::Sentinels;
 use super::serial::Serial;
+use super::shared_balloon::SharedBalloon;
 use super::smp::idle;
 use super::window::Window;
 use super::{irq, power};
@@ -62,7 +63,7 @@ pub(super) struct Kernel<'m, S> {
     /// Pages that must never change.
     pub(super) sentinels: Sentinels,
     /// The balloon's driver.
-    pub(super) balloon: Option<Served<BalloonDriver<'m, Machine, Window, S>>>,
+    pub(super) balloon: &'m SharedBalloon<'m, S>,
     /// The console's driver.
     pub(super) console: Option<Served<ConsoleDriver<Window>>>,
     /// The entropy source's driver.
@@ -77,14 +78,18 @@ pub(super) struct Kernel<'m, S> {
 
 impl<'m, S: PfnStore> Kernel<'m, S> {
     /// The kernel without any device.
-    pub(super) fn new(mm: &'m Mm<'m, Machine>, store: &'m S) -> Self {
+    pub(super) fn new(
+        mm: &'m Mm<'m, Machine>,
+        store: &'m S,
+        balloon: &'m SharedBalloon<'m, S>,
+    ) -> Self {
         let memory = mm.memory();
         Self {
             memory,
             mm,
             store,
             sentinels: Sentinels::place(memory),
-            balloon: None,
+            balloon,
             console: None,
             entropy: None,
             reader: LineReader::new(),
@@ -99,18 +104,16 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
     /// Serves every device once; returns when it wants to be called again.
     pub(super) fn serve(&mut self) -> Wake {
         irq::take_work();
-        let mut wake = Wake::OnInterrupt;
-        if let Some(balloon) = &mut self.balloon {
-            if balloon.fired() {
-                balloon.driver.interrupt();
-            }
-            wake = balloon.driver.poll();
-        }
+        let mut wake = self.balloon.serve();
         self.serve_console();
         if let Some(entropy) = &mut self.entropy
             && entropy.fired()
         {
             entropy.driver.interrupt();
+        }
+        // The reclaim thread: a piece of its work whenever nobody else has any.
+        if self.mm.kswapd_poll() {
+            wake = Wake::Now;
         }
         wake
     }
@@ -305,11 +308,6 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
             idle(wake);
         }
         self.flush();
-    }
-
-    /// The balloon driver, if there is one.
-    pub(super) fn balloon(&self) -> Option<&BalloonDriver<'m, Machine, Window, S>> {
-        self.balloon.as_ref().map(|balloon| &balloon.driver)
     }
 }
 

@@ -18,6 +18,7 @@ mod power;
 mod scenario;
 mod sentinel;
 mod serial;
+mod shared_balloon;
 mod smp;
 mod time;
 mod timer;
@@ -38,6 +39,7 @@ use boot::Boot;
 use kernel::Kernel;
 use log::debug;
 use platform::Machine;
+use shared_balloon::SharedBalloon;
 
 /// Called once by the landing, masked, with the GPA of the PVH start info.
 #[unsafe(no_mangle)]
@@ -64,10 +66,13 @@ extern "C" fn kernel_main(start_info_gpa: u64) -> ! {
     smp::begin(&base.memory, &boot.ram, &boot.cpus, boot.options.cpus.unwrap_or(CPUS));
     if let Some(words) = bitmap {
         let store = BitmapStore::new(&machine, range, words);
-        serve(&boot, &mm, &store.unwrap_or_else(|| unreachable!("counted for the same range")));
+        let store = store.unwrap_or_else(|| unreachable!("counted for the same range"));
+        let balloon = ManuallyDrop::new(SharedBalloon::new(base.platform()));
+        serve(&boot, &mm, &store, &balloon);
     }
     let store = ManuallyDrop::new(XArrayStore::new(&base.rcu, base.xa_nodes(), range));
-    serve(&boot, &mm, &*store)
+    let balloon = ManuallyDrop::new(SharedBalloon::new(base.platform()));
+    serve(&boot, &mm, &*store, &balloon)
 }
 
 /// Memory for a bitmap store over `range`.
@@ -86,8 +91,13 @@ fn bitmap_words(boot: &mut Boot, range: PfnRange) -> &'static mut [u64] {
 }
 
 /// Starts the devices, runs what the command line asks for, then serves for ever.
-fn serve<'m, S: PfnStore>(boot: &Boot, mm: &'m Mm<'m, Machine>, store: &'m S) -> ! {
-    let mut kernel = Kernel::new(mm, store);
+fn serve<'m, S: PfnStore + Sync>(
+    boot: &Boot,
+    mm: &'m Mm<'m, Machine>,
+    store: &'m S,
+    balloon: &'m SharedBalloon<'m, S>,
+) -> ! {
+    let mut kernel = Kernel::new(mm, store, balloon);
     kernel.find_devices(boot.cmdline, &boot.options, &boot.ram);
     debug!("serving after {} us", time::now_ns() / 1000);
     for words in boot.options.exec() {

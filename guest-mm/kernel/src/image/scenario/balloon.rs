@@ -28,7 +28,7 @@ fn per_page(total: u64, pages: u64) -> PerPage {
 impl<S: PfnStore> Kernel<'_, S> {
     /// Runs the scenario.
     pub(super) fn print_balloon(&mut self) -> u8 {
-        let Some(status) = self.balloon().map(|balloon| balloon.status()) else {
+        let Some(status) = self.balloon.status() else {
             self.print(format_args!("no balloon"));
             return FAILURE;
         };

@@ -11,7 +11,7 @@ use crate::image::kernel::Kernel;
 impl<S: PfnStore> Kernel<'_, S> {
     /// Runs the scenario.
     pub(super) fn census(&mut self) -> u8 {
-        let (actual, in_flight) = match self.balloon().map(|balloon| balloon.status()) {
+        let (actual, in_flight) = match self.balloon.status() {
             Some(status) => (status.actual, status.inflating.saturating_add(status.deflating)),
             None => (PageCount::ZERO, PageCount::ZERO),
         };
