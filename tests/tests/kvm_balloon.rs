@@ -213,6 +213,42 @@ fn a_target_above_what_the_guest_can_give_ends_stalled_and_the_vm_keeps_serving(
     }
 }
 
+/// Runs the guest out of memory; processes killed, and pages that the balloon gave.
+fn run_out_of_memory(vm: &TestVm) -> (u64, u64) {
+    let lines = vm.exec_ok("oom", &[]).join("\n");
+    (number_before(&lines, "killed, "), number_before(&lines, "from the balloon, "))
+}
+
+#[test]
+fn a_guest_out_of_memory_takes_the_balloon_back_only_if_it_may() {
+    if !kvm_or_skip() {
+        return;
+    }
+    const HELD: u64 = 16 * MIB;
+    for backing in BACKINGS {
+        let options = ["--balloon", "deflate-on-oom", "--backing", backing];
+        let vm = TestVm::start(64 * MIB, &options);
+        vm.resize(HELD);
+        let (killed, given) = run_out_of_memory(&vm);
+        assert_eq!(given, HELD / 4096, "the balloon comes before any process");
+        assert!(killed > 0);
+        let status = vm.client().balloon_status().expect("an answer");
+        assert_eq!((status.target_bytes, status.actual_bytes), (HELD, 0));
+        vm.exec_ok("census", &[]);
+        // Whoever sets a target again, even the same, gets it.
+        vm.resize(HELD);
+        vm.exec_ok("verify", &[]);
+
+        let vm = TestVm::start(64 * MIB, &["--backing", backing]);
+        vm.resize(HELD);
+        let (killed, given) = run_out_of_memory(&vm);
+        assert_eq!(given, 0);
+        assert!(killed > 0);
+        assert_eq!(vm.client().balloon_status().expect("an answer").actual_bytes, HELD);
+        vm.exec_ok("census", &[]);
+    }
+}
+
 #[test]
 fn targets_above_ram_are_refused_with_the_range_and_change_nothing() {
     if !kvm_or_skip() {

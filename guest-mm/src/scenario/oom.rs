@@ -104,12 +104,12 @@ impl Hog {
     }
 }
 
-/// Maps what the machine has left, twice.
+/// Maps twice what the machine has, balloon and all.
 fn too_much<M: Machine>(
     ctx: &Ctx<'_, '_, M>,
     process: &Process<'_, '_, M>,
 ) -> Result<(u64, u64), Errno> {
-    let pages = 2 * ctx.mm.memory().free_pages().get();
+    let pages = 2 * ctx.mm.memory().managed_pages().get();
     Ok((process.mmap(MmapArgs::anonymous(pages * PAGE_SIZE))?, pages))
 }
 
@@ -136,6 +136,8 @@ fn alone<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let got = fill_until_killed(&process, start, pages)?;
     check(got < pages, "twice the memory is too much")?;
     check(got > free / 2, "most of the memory could be had first")?;
+    let given = ctx.mm.reclaim_stats().notified_pages;
+    ctx.print(format_args!("{got} pages until it was killed, {given} from the balloon"));
     check(process.space().is_dead(), "the process was killed")?;
     let again = process.store(start, 1);
     check(again.is_err(), "a killed process does nothing any more")?;
@@ -171,7 +173,9 @@ fn overcommit<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let killed = ctx.mm.reclaim_stats().killed;
     let process = Process::new(ctx.mm)?;
     // More than memory, less than memory and swap; tables and slabs want some too.
-    let pages = ctx.mm.memory().free_pages().get() + u64::from(SLOTS) / 4;
+    let memory = ctx.mm.memory();
+    let usable = memory.free_pages().get().saturating_sub(memory.watermarks().min);
+    let pages = usable + u64::from(SLOTS) / 2;
     let start = process.mmap(MmapArgs::anonymous(pages * PAGE_SIZE))?;
     process.fill(start, pages, 3)?;
     process.expect(start, pages, 3)?;
