@@ -23,7 +23,7 @@ impl<P: Platform> Base<P> {
     }
 
     /// Moves the grace period on and ends the wait of what is due: callbacks,
-    /// objects, slabs. Returns how many; bounded, never waits. For an idle CPU,
+    /// objects, slabs, page tables. Returns how many; bounded, never waits. For an idle CPU,
     /// a timer, a thread that waits for memory.
     ///
     /// The caller holds no lock that a callback takes.
@@ -34,7 +34,7 @@ impl<P: Platform> Base<P> {
             ended =
                 ended.saturating_add(objects).saturating_add(usize::try_from(slabs).unwrap_or(0));
         }
-        ended
+        ended.saturating_add(self.reap_tables(REAPED_AT_ONCE))
     }
 
     /// Waits until all callbacks queued before have returned.

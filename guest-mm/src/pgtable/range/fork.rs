@@ -6,7 +6,7 @@ use core::sync::atomic::{Ordering, fence};
 use super::super::entry::{Entry, HwLeaf, LeafSize, PmdState, Pte, PteState};
 use super::super::gather::TlbGather;
 use super::super::softleaf::{ForkLeaf, Leaf, Sharing};
-use super::super::table::{MakeTableError, PmdGuard, PteGuard, Tables};
+use super::super::table::{MakeTableError, NoTable, PmdGuard, PteGuard, Tables};
 use super::{LeafOwner, LeafState, SizedLeaf, Step, pages};
 use crate::addr::{PMD_SIZE, VaRange, VirtAddr};
 use crate::memory::AllocError;
@@ -178,8 +178,12 @@ impl<'a, P: Platform> Tables<'a, P> {
                     let part = (at, until);
                     (copy_table((&mut from, &mut to), part, rules, gather, owner), until)
                 }
-                // The parent's table became a leaf or went: look again.
-                Err(_) => (Copied::Done, at),
+                // Only leaves fit the child's table.
+                Err(NoTable::Huge(_)) => (Copied::Needs(at), at),
+                // The parent's table went: look again.
+                Err(NoTable::Hole { .. }) => (Copied::Done, at),
+                // Counted; the child does not get it.
+                Err(NoTable::Unknown(_)) => (Copied::Done, until),
             };
         }
         let next = end.min(super::entry_end(at, 1));
@@ -192,7 +196,7 @@ impl<'a, P: Platform> Tables<'a, P> {
             Ok(mut from) if from.load(at).pmd_is_leaf() => {
                 (copy_pmd((&mut from, &mut to), at, rules, gather, owner), next)
             }
-            Ok(from) if matches!(from.load(at).pmd(), PmdState::Unknown(_)) => (Copied::Done, next),
+            Ok(from) if self.leads_nowhere(from.state(at)) => (Copied::Done, next),
             Ok(_) | Err(_) => (Copied::Done, at),
         }
     }

@@ -143,6 +143,15 @@ fn entry_end(at: VirtAddr, level: u32) -> VirtAddr {
 }
 
 impl<'a, P: Platform> Tables<'a, P> {
+    /// Whether a directory's entry is malformed, or leads to a frame that is no table.
+    fn leads_nowhere(&self, state: PmdState) -> bool {
+        match state {
+            PmdState::Unknown(_) => true,
+            PmdState::Table(frame) => self.base().table_desc(frame, 0).is_none(),
+            PmdState::None | PmdState::Present(_) | PmdState::Soft(_) => false,
+        }
+    }
+
     /// What lies at `at`, which is below `end`.
     pub(super) fn step(&self, at: VirtAddr, end: VirtAddr) -> Step<'a, P> {
         loop {

@@ -97,8 +97,10 @@ impl<'a, P: Platform> Tables<'a, P> {
                 Step::Hole(next) => at = next,
                 Step::Pte(mut guard, until) => {
                     for page in pages(at, until) {
-                        if guard.load(page).is_none() {
-                            continue;
+                        match guard.state(page) {
+                            PteState::Present(_) | PteState::Soft(_) => {}
+                            // A malformed entry was counted, and is left as it is.
+                            PteState::None | PteState::Unknown(_) => continue,
                         }
                         let mut new = Entry::NONE;
                         let old = guard.update(page, |entry| {
@@ -134,6 +136,10 @@ impl<'a, P: Platform> Tables<'a, P> {
         to: Protection,
         gather: &mut TlbGather<'a, P, T>,
     ) -> u64 {
+        match pmd.state(at) {
+            PmdState::Present(_) | PmdState::Soft(_) => {}
+            PmdState::None | PmdState::Table(_) | PmdState::Unknown(_) => return 0,
+        }
         let mut new = Entry::NONE;
         let old = pmd.update(at, |entry| {
             new = to.of_pmd(entry);

@@ -34,8 +34,8 @@ fn moved_pte(entry: Entry, keep_uffd: bool) -> Option<Entry> {
             Some(pte.mk_soft_dirty().entry())
         }
         PteState::Soft(leaf) => leaf.for_move(keep_uffd).map(Entry::from),
-        // Counted where it is met by a fault; here it only travels.
-        PteState::Unknown(_) => Some(entry),
+        // Whatever it was, nobody can use it.
+        PteState::Unknown(_) => None,
     }
 }
 
@@ -47,7 +47,8 @@ fn moved_pmd(entry: Entry, keep_uffd: bool) -> Option<Entry> {
             Some(pmd.mk_soft_dirty().entry())
         }
         PmdState::Soft(leaf) => leaf.for_move(keep_uffd).map(Entry::from),
-        PmdState::Table(_) | PmdState::Unknown(_) => Some(entry),
+        PmdState::Table(_) => Some(entry),
+        PmdState::Unknown(_) => None,
     }
 }
 
@@ -117,8 +118,8 @@ impl<'a, P: Platform> Tables<'a, P> {
             Err(NoTable::Unknown(_)) => return Ok(until),
         }
         self.alloc_pte(to)?;
-        self.move_ptes(at, until, to, keep_uffd);
-        Ok(until)
+        let moved = self.move_ptes((at, until), to, keep_uffd);
+        Ok(if moved { until } else { at })
     }
 
     /// Moves the directory's entry for `at` to the one for `to` if that is free.
@@ -144,7 +145,11 @@ impl<'a, P: Platform> Tables<'a, P> {
         }
         // Whoever holds the table's lock now finishes before it moves.
         let held = match entry.pmd() {
-            PmdState::Table(_) => Some(self.lock_pte(at)),
+            PmdState::Table(_) => match self.lock_pte(at) {
+                Ok(table) => Some(table),
+                // It leads to a frame that is no table: counted, and left where it is.
+                Err(_) => return false,
+            },
             PmdState::None | PmdState::Present(_) | PmdState::Soft(_) | PmdState::Unknown(_) => {
                 None
             }
@@ -165,18 +170,24 @@ impl<'a, P: Platform> Tables<'a, P> {
     }
 
     /// Moves the leaves of `[at, until)`, which lie in one table, to `to` on,
-    /// which do too.
-    fn move_ptes(&self, at: VirtAddr, until: VirtAddr, to: VirtAddr, keep_uffd: bool) {
-        let Ok(mut source) = self.lock_pte(at) else { return };
+    /// which do too. `false` if one of the tables is gone again.
+    fn move_ptes(&self, (at, until): (VirtAddr, VirtAddr), to: VirtAddr, keep_uffd: bool) -> bool {
+        let Ok(mut source) = self.lock_pte(at) else { return false };
         let same = source.first() == to.align_down(PMD_SHIFT);
-        let mut target = if same { None } else { self.lock_pte_nested(to).ok() };
-        if target.is_none() && !same {
-            return;
-        }
+        let mut target = if same {
+            None
+        } else {
+            match self.lock_pte_nested(to) {
+                Ok(target) => Some(target),
+                Err(NoTable::Hole { .. }) => return false,
+                // Not the empty place that was promised: what is here stays here.
+                Err(NoTable::Huge(_) | NoTable::Unknown(_)) => return true,
+            }
+        };
         let mut flush = false;
         for page in pages(at, until) {
             let Some(new_place) = to.checked_add(page.get() - at.get()) else { break };
-            if source.load(page).is_none() {
+            if matches!(source.state(page), PteState::None) {
                 continue;
             }
             let old = source.clear(page);
@@ -194,5 +205,6 @@ impl<'a, P: Platform> Tables<'a, P> {
             self.flush(TlbFlush::Range(moved));
         }
         drop(target);
+        true
     }
 }
