@@ -1,6 +1,7 @@
 //! [`SpaceLeaves`]: what is behind the leaves of an address space, and the
 //! operations on ranges with it filled in.
 
+use core::cell::Cell;
 use core::fmt;
 
 use super::entry::{PageProt, Pte};
@@ -37,6 +38,8 @@ struct Child<'a, 'm, P: Platform> {
     vma: &'a Vma<'m, P>,
     /// For the copy of a pinned page.
     copy: Option<FolioRef<'m>>,
+    /// A swapped page could not be shared: the child lacks it.
+    lost: Cell<bool>,
 }
 
 /// Folios, swap slots and counters behind the leaves of a space: the
@@ -60,14 +63,21 @@ impl<'a, 'm, P: Platform> SpaceLeaves<'a, 'm, P> {
         child: &'a AddressSpace<'m, P>,
         vma: &'a Vma<'m, P>,
     ) -> Self {
-        Self { mm, rss: &parent.rss, child: Some(Child { space: child, vma, copy: None }) }
+        Self {
+            mm,
+            rss: &parent.rss,
+            child: Some(Child { space: child, vma, copy: None, lost: Cell::new(false) }),
+        }
     }
 
-    /// Gives back what a fork had prepared and not used.
-    pub fn finish(mut self) {
+    /// Gives back what a fork had prepared and not used. `false`: the child lacks
+    /// a page, since its slot could not be shared once more.
+    #[must_use = "a child without its pages must not run"]
+    pub fn finish(mut self) -> bool {
         if let Some(copy) = self.child.as_mut().and_then(|child| child.copy.take()) {
             self.mm.put(copy);
         }
+        self.child.is_none_or(|child| !child.lost.get())
     }
 
     /// The folio that a leaf maps, whose table is locked.
@@ -147,7 +157,8 @@ impl<'a, 'm, P: Platform> SpaceLeaves<'a, 'm, P> {
         if let Target::Swap(slot) = soft.kind().target()
             && self.mm.swap_dup(slot).is_err()
         {
-            // Counted by swap; the child faults on nothing rather than on a lie.
+            // Counted by swap. Zeros in its place would be a lie: the fork fails.
+            child.lost.set(true);
             return Duplicate::Skip;
         }
         if let Some(folio) = self.folio(leaf) {
@@ -358,8 +369,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         let mut gather = TlbGather::new(from);
         let copied = from.copy_range(&to, range, rules, &mut gather, &mut owner);
         gather.flush(&mut owner);
-        owner.finish();
-        copied
+        if owner.finish() { copied } else { copied.and(Err(ForkError::OutOfMemory)) }
     }
 }
 

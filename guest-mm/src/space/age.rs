@@ -138,7 +138,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         }
         match how {
             Aging::Cold => {
-                folio.clear_flags(FolioFlags::REFERENCED);
+                self.lru_deactivate(folio);
                 true
             }
             Aging::Free => self.free_lazily(folio),
@@ -153,7 +153,8 @@ impl<'m, P: Platform> Mm<'m, P> {
         if folio.has(FolioFlags::SWAPCACHE) && !self.free_swap(&locked) {
             return false;
         }
-        folio.clear_flags(FolioFlags::DIRTY | FolioFlags::SWAPBACKED | FolioFlags::REFERENCED);
+        folio.clear_flags(FolioFlags::DIRTY | FolioFlags::SWAPBACKED);
+        self.lru_deactivate(folio);
         true
     }
 }

@@ -110,3 +110,38 @@ fn populate_and_mlock_fault_everything_in() {
         assert_eq!(space.resident()[0], 7);
     });
 }
+
+#[test]
+fn pages_in_swap_fork_move_and_go_like_others() {
+    with_mm(|mm| {
+        mm.swapon_ram(32).unwrap();
+        let parent = mm.new_space().unwrap();
+        filled(mm, &parent, 0, 8);
+        mm.madvise(&parent, at(0), 6 * PAGE, Advice::PageOut).unwrap();
+        assert_eq!(parent.resident(), [2, 0, 6]);
+        let child = mm.fork(&parent).unwrap();
+        assert_eq!(child.resident(), [2, 0, 6]);
+        let call = RemapArgs {
+            old: at(0),
+            old_bytes: 3 * PAGE,
+            new_bytes: 3 * PAGE,
+            flags: RemapFlags::MAYMOVE | RemapFlags::FIXED,
+            new: at(100),
+        };
+        mm.mremap(&parent, call).unwrap();
+        mm.mprotect(&parent, at(100), PAGE, PageProt::READ).unwrap();
+        assert_eq!((parent.resident(), load(mm, &parent, at(101))), ([2, 0, 6], Ok(2)));
+        mm.madvise(&parent, at(3), PAGE, Advice::DontNeed).unwrap();
+        mm.madvise(&parent, at(4), PAGE, Advice::Free).unwrap();
+        mm.munmap(&parent, at(5), PAGE).unwrap();
+        assert_eq!((load(mm, &parent, at(3)), load(mm, &parent, at(4))), (Ok(0), Ok(0)));
+        assert_eq!(store(mm, &parent, at(100), 0), Err(Signal::SegvAccErr));
+        check(mm);
+        store(mm, &child, at(0), 70).unwrap();
+        assert_eq!((load(mm, &child, at(5)), load(mm, &parent, at(100))), (Ok(6), Ok(1)));
+        exit(mm, parent);
+        assert_eq!((load(mm, &child, at(0)), load(mm, &child, at(2))), (Ok(70), Ok(3)));
+        exit(mm, child);
+        mm.swapoff().unwrap();
+    });
+}

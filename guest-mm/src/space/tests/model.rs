@@ -84,7 +84,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (span(), 0..4u8).prop_map(|((first, pages), prot)| Op::Protect { first, pages, prot }),
         3 => (span(), 1..7u64, proptest::option::of(0..PAGES), any::<bool>())
             .prop_map(|((first, old), new, to, keep)| Op::Remap { first, old, new, to, keep }),
-        2 => (span(), 0..7u8).prop_map(|((first, pages), advice)| Op::Advise { first, pages, advice }),
+        3 => (span(), 0..9u8).prop_map(|((first, pages), advice)| Op::Advise { first, pages, advice }),
         6 => (0..PAGES, 1..1000u64).prop_map(|(page, value)| Op::Store { page, value }),
         2 => (0..PAGES).prop_map(|page| Op::Load { page }),
         1 => Just(Op::Fork),
@@ -310,7 +310,8 @@ impl<'a, 'm> World<'a, 'm> {
             3 => Advice::WipeOnFork,
             4 => Advice::KeepOnFork,
             5 => Advice::NoHugePage,
-            _ => Advice::Cold,
+            6 => Advice::Cold,
+            _ => Advice::PageOut,
         };
         let result = self.mm.madvise(space, at(first), pages * PAGE, advice);
         // What lies before a VMA of the wrong kind has the advice.
@@ -376,12 +377,14 @@ proptest! {
     #[test]
     fn processes_see_what_a_page_by_page_model_says(ops in vec(op(), 1..60)) {
         with_mm(|mm| {
+            mm.swapon_ram(64).unwrap();
             let mut world = World::new(mm);
             for op in ops {
                 world.run(op);
                 check(mm);
             }
             world.end();
+            mm.swapoff().unwrap();
         });
     }
 }
