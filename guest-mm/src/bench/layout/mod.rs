@@ -1,18 +1,18 @@
 //! Page descriptors of 8, 32 and 64 bytes, laid out and run: the experiment
 //! that asks what a frame costs.
 //!
-//! [`Layout`]s describe the same frames for the same buddy allocator and
+//! Layouts describe the same frames for the same buddy allocator and
 //! the same use: blocks are taken, become folios (with one descriptor in the
 //! 32- and 8-byte layouts, none beside the page's in the 64-byte one), page
 //! tables or slabs, are looked up by any of their frames, and freed. Tables and
 //! descriptors are real memory of the machine; the frames they describe are
 //! numbers, nobody touches their contents. Everything runs on one CPU, without locks.
 //!
-//! * [`Words`]: ours, once with the transition table's compare-and-swaps and once
+//! * Words: ours, once with the transition table's compare-and-swaps and once
 //!   without; folios 64 bytes, page tables 32; tails of a folio repeat its word.
-//! * [`Pages32`]: four words, as in Linux's plan between: flags, descriptor, two for links;
+//! * 32 bytes: four words, as in Linux's plan between: flags, descriptor, two for links;
 //!   folios 80 bytes, page tables 32; every page of a folio points to it.
-//! * [`Pages64`]: `struct page` of today; tails point to their head and are cleared when freed.
+//! * 64 bytes: `struct page` of today; tails point to their head and are cleared when freed.
 
 mod pages;
 mod region;

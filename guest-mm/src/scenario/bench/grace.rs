@@ -14,8 +14,8 @@ const WAITS_PER_ROUND: usize = 5;
 /// Spins in a read section, and of a hog before it looks again whether it is over.
 const SECTION_SPINS: usize = 300;
 
-/// Thread 0 waits, 1 reads, 2 and 3 only use their CPUs: with two CPUs the
-/// reader shares one with a thread that does not let go by itself.
+/// Thread 0 waits, 1 reads, 3 only uses its CPU: with two CPUs the reader shares
+/// one with a thread that does not let go by itself, and the waiter has the other.
 pub(super) fn run<M: Machine>(mm: &Mm<'_, M>, bench: &mut Bench<'_>, seed: u64) -> Outcome {
     let (machine, rcu) = (mm.platform(), &mm.base().rcu);
     let count = (bench.round_count() * WAITS_PER_ROUND).min(MOST_WAITS);
@@ -44,7 +44,7 @@ pub(super) fn run<M: Machine>(mm: &Mm<'_, M>, bench: &mut Bench<'_>, seed: u64) 
                 is_over.store(true, Ordering::Relaxed);
                 return;
             }
-            while !is_over.load(Ordering::Relaxed) {
+            while thread != 2 && !is_over.load(Ordering::Relaxed) {
                 if thread == 1 {
                     let section = rcu.read(machine.cpu());
                     spin();
