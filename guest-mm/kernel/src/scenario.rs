@@ -153,6 +153,7 @@ pub const NAMES: &[&str] = &[
     "mremap_test",
     "swap",
     "oom",
+    "split",
     "xarray",
     "bench-mm",
 ];

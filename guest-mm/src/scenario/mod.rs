@@ -24,6 +24,7 @@ mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
 mod space;
+mod split;
 mod swap;
 pub mod xarray;
 
@@ -66,6 +67,8 @@ pub enum Name {
     Swap,
     /// Memory runs out.
     Oom,
+    /// Splits and moves folios under their users.
+    Split,
     /// Linux's XArray test.
     XArray,
     /// Measurements, one line of JSON each.
@@ -104,6 +107,7 @@ impl Name {
         Self::MremapTest,
         Self::Swap,
         Self::Oom,
+        Self::Split,
         Self::XArray,
         Self::BenchMm,
     ];
@@ -126,6 +130,7 @@ impl Name {
             Self::GupStress => ("gup-stress", "pins pages whose mappings come and go"),
             Self::Swap => ("swap", "pages go to swap and come back as they went"),
             Self::Oom => ("oom", "memory runs out, and the right one pays"),
+            Self::Split => ("split", "splits and moves folios under their users"),
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
             Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
         };
@@ -140,6 +145,7 @@ impl Name {
             | Self::Fault
             | Self::Swap
             | Self::Oom
+            | Self::Split
             | Self::XArray
             | Self::BenchMm => &[],
         };
@@ -293,6 +299,7 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         Name::MremapTest => space::mremap_test::run(ctx),
         Name::Swap => swap::run(ctx),
         Name::Oom => oom::run(ctx),
+        Name::Split => split::run(ctx),
         Name::XArray => xarray::run(ctx),
         Name::BenchMm => bench::run(ctx),
     };
