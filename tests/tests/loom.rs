@@ -13,6 +13,7 @@ const MODELS: &[(&[&str], usize)] = &[
     (&["--package", "guest-mm", "--release", "--test", "loom_rcu"], 7),
     (&["--package", "guest-mm", "--release", "--test", "loom"], 8),
     (&["--package", "guest-mm", "--release", "--test", "loom_xarray"], 13),
+    (&["--package", "guest-mm", "--release", "--test", "loom_mailbox"], 5),
     (&["--package", "guest-mm", "--release", "--test", "loom_gup"], 5),
     (&["--package", "devices", "--lib", "loom"], 3),
 ];

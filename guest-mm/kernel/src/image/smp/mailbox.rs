@@ -1,16 +1,13 @@
-//! What CPUs ask of each other: TLB flushes and wake-ups, by one interrupt and a word of memory.
+//! What CPUs ask of each other: TLB flushes and wake-ups, by one interrupt.
 //!
-//! A CPU has one request under way at most and waits for it masked, so a request is a static of its sender. The word of
-//! the receiver says whose requests wait; whoever looks at it takes all of it: the interrupt's handler, [`relax`] in a
-//! spin, the wait for one's own request. So a CPU that spins or waits masked serves the others all the same, and two
-//! CPUs that flush at once cannot wait for each other.
+//! The requests are [`guest_mm::sync::mailbox`]'s, which is tried under loom; here is who rings, halts and flushes.
 
-use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use abi::PAGE_SIZE;
 use guest_kernel::layout::{CPUS, FIRST_VECTOR};
 use guest_mm::platform::{CpuSet, TlbFlush};
+use guest_mm::sync::Mailboxes;
 
 use super::thread;
 use crate::image::{apic, gate, irq, nucleus, time, timer};
@@ -26,33 +23,12 @@ const NAP_AFTER_NS: u64 = 100_000;
 /// How long it lets it go.
 const NAP_NS: u64 = 50_000;
 
-/// What a CPU asks for; on a cache line of its own.
+/// Who asks whom for a flush.
+static MAIL: Mailboxes<TlbFlush> = Mailboxes::new(TlbFlush::All);
+
+/// A CPU's own; on a cache line of its own.
 #[repr(align(64))]
-struct Request {
-    what: UnsafeCell<TlbFlush>,
-    /// CPUs that have not answered, as bits.
-    remaining: AtomicU32,
-    /// The sender halts: the last to answer wakes it.
-    is_asleep: AtomicBool,
-}
-
-// SAFETY: `what` is written by its CPU while `remaining` is 0, and read by CPUs whose bit in `remaining` is set, which
-// the Release in `post` and the Acquire in `serve` order.
-unsafe impl Sync for Request {}
-
-static REQUESTS: [Request; CPUS] = [const {
-    Request {
-        what: UnsafeCell::new(TlbFlush::All),
-        remaining: AtomicU32::new(0),
-        is_asleep: AtomicBool::new(false),
-    }
-}; CPUS];
-
-/// A CPU's letters; on a cache line of its own.
-#[repr(align(64))]
-struct Mailbox {
-    /// CPUs whose requests wait, as bits.
-    from: AtomicU32,
+struct Own {
     /// Somebody wants the CPU's first thread, or a worker of it, to run.
     is_kicked: AtomicBool,
     counters: AtomicCounters,
@@ -74,9 +50,8 @@ struct AtomicCounters {
     preemptions: AtomicU64,
 }
 
-static MAILBOXES: [Mailbox; CPUS] = [const {
-    Mailbox {
-        from: AtomicU32::new(0),
+static OWN: [Own; CPUS] = [const {
+    Own {
         is_kicked: AtomicBool::new(false),
         counters: AtomicCounters {
             flushes: AtomicU64::new(0),
@@ -120,7 +95,7 @@ pub(in crate::image) struct Counters {
 /// Reads the counters.
 pub(in crate::image) fn counters() -> Counters {
     let sum = |of: fn(&AtomicCounters) -> &AtomicU64| {
-        MAILBOXES.iter().map(|mailbox| of(&mailbox.counters).load(Ordering::Relaxed)).sum()
+        OWN.iter().map(|own| of(&own.counters).load(Ordering::Relaxed)).sum()
     };
     Counters {
         flushes: sum(|counters| &counters.flushes),
@@ -135,9 +110,9 @@ pub(in crate::image) fn counters() -> Counters {
     }
 }
 
-fn mine() -> (usize, &'static Mailbox) {
+fn mine() -> (usize, &'static Own) {
     let cpu = irq::cpu() % CPUS;
-    (cpu, &MAILBOXES[cpu])
+    (cpu, &OWN[cpu])
 }
 
 fn count(counter: &AtomicU64, by: u64) {
@@ -160,7 +135,7 @@ fn send(cpu: usize) {
 /// Makes `cpu` look for work: its workers, and on the boot CPU the main flow.
 pub(in crate::image) fn kick(cpu: usize) {
     let (me, _) = mine();
-    MAILBOXES[cpu % CPUS].is_kicked.store(true, Ordering::Release);
+    OWN[cpu % CPUS].is_kicked.store(true, Ordering::Release);
     if cpu == me {
         take_kick(me);
     } else {
@@ -169,7 +144,7 @@ pub(in crate::image) fn kick(cpu: usize) {
 }
 
 fn take_kick(me: usize) {
-    if MAILBOXES[me].is_kicked.swap(false, Ordering::Acquire) {
+    if OWN[me].is_kicked.swap(false, Ordering::Acquire) {
         irq::note_work(me);
         thread::request_preemption();
     }
@@ -183,26 +158,17 @@ pub(in crate::image) fn on_interrupt() {
 
 /// Does what other CPUs have asked of this one. Masked or not; costs one load when nothing waits.
 pub(in crate::image) fn serve() {
-    let (me, mailbox) = mine();
-    if mailbox.from.load(Ordering::Relaxed) == 0 {
+    let (me, _) = mine();
+    if !MAIL.has_mail(me) {
         return;
     }
-    // A request that has been taken must be done before anything else runs here: its sender waits, perhaps with a lock
-    // that the other wants.
     let was_masked = irq::mask();
-    let from = mailbox.from.swap(0, Ordering::Acquire);
-    for sender in (0..CPUS).filter(|sender| from >> sender & 1 == 1) {
-        let request = &REQUESTS[sender];
-        // SAFETY: our bit in `remaining` is set, so the sender waits and does not write.
-        let what = unsafe { *request.what.get() };
+    let act = |what| {
         if nucleus::MUTANT != nucleus::NO_REMOTE_FLUSH {
             flush_here(what);
         }
-        let before = request.remaining.fetch_and(!(1 << me), Ordering::SeqCst);
-        if before == 1 << me && request.is_asleep.load(Ordering::SeqCst) {
-            send(sender);
-        }
-    }
+    };
+    MAIL.serve(me, act, send);
     irq::restore(was_masked);
 }
 
@@ -234,55 +200,34 @@ pub(in crate::image) fn flush_tlb(cpus: CpuSet, what: TlbFlush) {
     }
     // Masked to the end: the request is this CPU's only one, and the thread must not be preempted in the wait.
     let was_masked = irq::mask();
-    let (me, mailbox) = mine();
-    count(&mailbox.counters.flushes, 1);
+    let (me, own) = mine();
+    count(&own.counters.flushes, 1);
     let others = cpus.without(me);
     if !others.is_empty() {
-        post(me, others, what);
+        count(&own.counters.remote, 1);
+        MAIL.post(me, others, what, send);
     }
     if cpus.contains(me) {
         flush_here(what);
     }
-    if !others.is_empty() {
-        wait(me);
-    }
+    wait(me);
     irq::restore(was_masked);
-}
-
-fn post(me: usize, others: CpuSet, what: TlbFlush) {
-    count(&MAILBOXES[me].counters.remote, 1);
-    let request = &REQUESTS[me];
-    debug_assert_eq!(request.remaining.load(Ordering::Relaxed), 0);
-    // SAFETY: `remaining` is 0: nobody reads.
-    unsafe { *request.what.get() = what };
-    let bits = others.iter().fold(0, |bits, cpu| bits | 1 << cpu);
-    request.remaining.store(bits, Ordering::Release);
-    for cpu in others.iter() {
-        // The first letter rings; whoever finds the mailbox not empty knows that its owner has been rung for.
-        if MAILBOXES[cpu % CPUS].from.fetch_or(1 << me, Ordering::AcqRel) == 0 {
-            send(cpu);
-        }
-    }
 }
 
 /// Waits for the answers to this CPU's request: spins briefly, then halts, serving others meanwhile.
 fn wait(me: usize) {
-    let request = &REQUESTS[me];
     let start = time::now_ns();
-    while request.remaining.load(Ordering::Acquire) != 0 {
+    while !MAIL.is_answered(me) {
         serve();
         core::hint::spin_loop();
         if time::now_ns() - start > SPIN_NS {
-            request.is_asleep.store(true, Ordering::SeqCst);
-            // What is pending would end the halt at once. Handlers only leave marks, so they may run here, whatever the
-            // masked caller holds.
-            irq::drain();
-            let is_waiting = request.remaining.load(Ordering::SeqCst) != 0;
-            if is_waiting && MAILBOXES[me].from.load(Ordering::SeqCst) == 0 {
-                count(&MAILBOXES[me].counters.halts, 1);
+            let halt = || {
+                count(&OWN[me].counters.halts, 1);
                 irq::halt_unless_pending();
-            }
-            request.is_asleep.store(false, Ordering::SeqCst);
+            };
+            // Handlers only leave marks, so they may run here, whatever the masked caller holds. They must: what was
+            // recorded while masked has had no EOI yet, and would end the halt at once besides.
+            MAIL.sleep(me, irq::drain, halt);
         }
     }
 }
@@ -297,23 +242,23 @@ pub(in crate::image) fn relax() {
         return;
     }
     // Looks that follow each other closely are one spin.
-    let (_, mailbox) = mine();
+    let (_, own) = mine();
     let now = time::ticks();
     let gap = time::rate().ticks(NAP_AFTER_NS / 4);
-    if now.wrapping_sub(mailbox.spin_last.swap(now, Ordering::Relaxed)) > gap {
-        mailbox.spin_since.store(now, Ordering::Relaxed);
+    if now.wrapping_sub(own.spin_last.swap(now, Ordering::Relaxed)) > gap {
+        own.spin_since.store(now, Ordering::Relaxed);
         return;
     }
-    let spun = now.wrapping_sub(mailbox.spin_since.load(Ordering::Relaxed));
+    let spun = now.wrapping_sub(own.spin_since.load(Ordering::Relaxed));
     if spun > time::rate().ticks(NAP_AFTER_NS) {
-        count(&mailbox.counters.naps, 1);
+        count(&own.counters.naps, 1);
         if is_masked {
             // As in `wait`.
             irq::drain();
         }
         timer::nap(NAP_NS);
         let now = time::ticks();
-        mailbox.spin_last.store(now, Ordering::Relaxed);
-        mailbox.spin_since.store(now, Ordering::Relaxed);
+        own.spin_last.store(now, Ordering::Relaxed);
+        own.spin_since.store(now, Ordering::Relaxed);
     }
 }
