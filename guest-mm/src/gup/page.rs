@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use abi::{PAGE_SIZE, Pfn};
 
 use super::Hold;
-use crate::folio::{FolioFlags, FolioPin, FolioRef};
+use crate::folio::{FolioPin, FolioRef};
 use crate::mm::Mm;
 use crate::platform::Platform;
 
@@ -43,6 +43,11 @@ impl<H> UserPage<H> {
         self.pfn
     }
 
+    /// Leaves the hold on its folio alone; `None` for the zero page.
+    pub fn into_hold(self) -> Option<H> {
+        self.hold
+    }
+
     /// The hold on its folio; `None` for the zero page.
     pub const fn hold(&self) -> Option<&H> {
         self.hold.as_ref()
@@ -60,7 +65,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     pub fn unpin_user_page(&self, page: PagePin<'m>, contents: Contents) {
         let Some(pin) = page.hold else { return };
         if contents == Contents::Written {
-            pin.set_flags(FolioFlags::DIRTY);
+            self.mark_folio_dirty(&pin);
         }
         self.unpin(pin);
     }

@@ -16,8 +16,11 @@ mod cow;
 mod digest;
 mod failure;
 mod fault;
+mod gup_longterm;
 mod gup_stress;
+mod gup_test;
 mod machine;
+mod mkdirty;
 mod oom;
 mod process;
 mod rng;
@@ -25,6 +28,7 @@ mod rng;
 pub mod sim;
 mod space;
 mod split;
+mod split_huge_page;
 mod swap;
 pub mod xarray;
 
@@ -69,6 +73,16 @@ pub enum Name {
     Oom,
     /// Splits and moves folios under their users.
     Split,
+    /// Linux's `gup_test`.
+    GupTest,
+    /// Linux's `gup_longterm` test.
+    GupLongterm,
+    /// Linux's `mkdirty` test.
+    Mkdirty,
+    /// Linux's `split_huge_page_test`.
+    SplitHugePage,
+    /// Linux's `folio_split_race_test`.
+    FolioSplitRace,
     /// Linux's XArray test.
     XArray,
     /// Measurements, one line of JSON each.
@@ -101,6 +115,8 @@ impl Name {
         Self::Cow,
         Self::ForkCow,
         Self::Fault,
+        Self::GupTest,
+        Self::GupLongterm,
         Self::GupStress,
         Self::Mprotect,
         Self::Mremap,
@@ -108,6 +124,9 @@ impl Name {
         Self::Swap,
         Self::Oom,
         Self::Split,
+        Self::Mkdirty,
+        Self::SplitHugePage,
+        Self::FolioSplitRace,
         Self::XArray,
         Self::BenchMm,
     ];
@@ -149,6 +168,16 @@ impl Name {
             | Self::XArray
             | Self::BenchMm => &[],
         };
+            Self::GupTest => ("gup_test", "every path of GUP: Linux's gup_test"),
+            Self::GupLongterm => ("gup_longterm", "pins for ever of files: Linux's gup_longterm"),
+            Self::Mkdirty => ("mkdirty", "dirty is not writable: Linux's mkdirty"),
+            Self::SplitHugePage => ("split_huge_page_test", "splits to any order: Linux's test"),
+            Self::FolioSplitRace => ("folio_split_race_test", "splits under access: Linux's test"),
+            Self::XArray => ("xarray", "the groups of Linux's XArray test"),
+            Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
+        };
+        let mutants: &[Mutant] =
+            if matches!(self, Self::GupStress) { &[Mutant::NoRecheck] } else { &[] };
         Spec { name, summary, mutants }
     }
 }
@@ -300,6 +329,11 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         Name::Swap => swap::run(ctx),
         Name::Oom => oom::run(ctx),
         Name::Split => split::run(ctx),
+        Name::GupTest => gup_test::run(ctx),
+        Name::GupLongterm => gup_longterm::run(ctx),
+        Name::Mkdirty => mkdirty::run(ctx),
+        Name::SplitHugePage => split_huge_page::run(ctx),
+        Name::FolioSplitRace => split_huge_page::run_race(ctx),
         Name::XArray => xarray::run(ctx),
         Name::BenchMm => bench::run(ctx),
     };

@@ -281,6 +281,16 @@ impl<'a, 'm, M: Machine> PinList<'a, 'm, M> {
         Ok(pins)
     }
 
+    /// The memory manager.
+    pub(in super::super) const fn mm(&self) -> &'a Mm<'m, M> {
+        self.mm
+    }
+
+    /// Unpins all pages.
+    pub(in super::super) fn give_back(&mut self, contents: Contents) {
+        self.mm.unpin_user_pages(&mut self.pages, contents);
+    }
+
     /// The pins, by page.
     pub(in super::super) fn iter(&self) -> impl Iterator<Item = &PagePin<'m>> {
         self.pages.iter().flatten()

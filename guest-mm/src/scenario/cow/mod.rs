@@ -10,7 +10,7 @@ mod memory;
 
 use core::fmt;
 
-pub(super) use memory::{Kind, Memory, PinList};
+pub(super) use memory::{How, Kind, Memory, PinList};
 
 use super::{Ctx, Machine, OrFail, Outcome, Process, check_eq, pattern};
 
