@@ -150,24 +150,6 @@ impl Name {
             Self::Swap => ("swap", "pages go to swap and come back as they went"),
             Self::Oom => ("oom", "memory runs out, and the right one pays"),
             Self::Split => ("split", "splits and moves folios under their users"),
-            Self::XArray => ("xarray", "the groups of Linux's XArray test"),
-            Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
-        };
-        let mutants: &[Mutant] = match self {
-            Self::GupStress => &[Mutant::NoRecheck],
-            Self::Census
-            | Self::Cow
-            | Self::ForkCow
-            | Self::Mprotect
-            | Self::Mremap
-            | Self::MremapTest
-            | Self::Fault
-            | Self::Swap
-            | Self::Oom
-            | Self::Split
-            | Self::XArray
-            | Self::BenchMm => &[],
-        };
             Self::GupTest => ("gup_test", "every path of GUP: Linux's gup_test"),
             Self::GupLongterm => ("gup_longterm", "pins for ever of files: Linux's gup_longterm"),
             Self::Mkdirty => ("mkdirty", "dirty is not writable: Linux's mkdirty"),
