@@ -12,9 +12,6 @@ use crate::platform::{Platform, TlbFlush};
 const BATCH: usize = 64;
 /// Unlinked tables that one batch holds.
 const TABLES: usize = 16;
-/// Ranges of more pages than this are flushed by forgetting the whole user
-/// half (Linux: `tlb_single_page_flush_ceiling`).
-const RANGE_LIMIT: u64 = 33;
 
 /// Collects what was unmapped: addresses to flush, references to put, tables to
 /// free. [`Self::flush`] does the three in this order, so nothing is given away
@@ -93,10 +90,7 @@ impl<'a, P: Platform, T> TlbGather<'a, P, T> {
     /// not give up his lock before that.
     pub fn flush_tlb(&mut self) {
         let Some((start, end)) = self.range.take() else { return };
-        let what = match VaRange::new(start, end) {
-            Some(range) if range.pages().get() <= RANGE_LIMIT => TlbFlush::Range(range),
-            Some(_) | None => TlbFlush::All,
-        };
+        let what = VaRange::new(start, end).map_or(TlbFlush::All, TlbFlush::Range);
         self.tables.flush(what);
         self.flushes += 1;
     }
