@@ -51,6 +51,8 @@ impl<'m, P: Platform> Mm<'m, P> {
         for cache in self.base().caches.all() {
             cache.shrink(self.memory());
         }
+        // Slabs of type-safe caches have only now begun to wait; without readers they need not.
+        self.base().poll_rcu();
         let freed = self.memory().free_pages().get().saturating_sub(before);
         // Called without the list's lock, which is a spinning one.
         let shrinkers = *self.reclaim.shrinkers.lock(self.platform());
