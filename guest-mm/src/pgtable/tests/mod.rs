@@ -1,5 +1,6 @@
 //! The operations on ranges against a model that knows single pages only.
 
+mod malformed;
 mod model;
 mod ranges;
 mod spaces;
