@@ -109,25 +109,54 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// unmapped and a longer mapping shortened, as on Linux.
     pub fn mremap(&self, space: &AddressSpace<'m, P>, args: RemapArgs) -> Result<VirtAddr, Errno> {
         let call = check(&args)?;
-        let guard = space.write();
+        let at = self.remap_locked(&space.write(), &call)?;
+        self.fault_in_grown(space, &call, at);
+        Ok(at)
+    }
+
+    /// Faults in what was added to memory that is locked; as on Linux nobody hears if that fails.
+    fn fault_in_grown(&self, space: &AddressSpace<'m, P>, call: &Call, at: VirtAddr) {
+        let added = call.new_bytes.checked_sub(call.old_bytes).filter(|added| *added > 0);
+        let Some(added) =
+            added.and_then(|added| range_at(at.get().checked_add(call.old_bytes)?, added))
+        else {
+            return;
+        };
+        let is_locked = {
+            let guard = space.read();
+            let vma = guard.lookup(added.start());
+            vma.is_some_and(|vma| vma.flags().contains(VmFlags::LOCKED))
+        };
+        if is_locked {
+            match self.fault_in_range(space, added) {
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+
+    fn remap_locked(
+        &self,
+        guard: &SpaceWriteGuard<'_, 'm, P>,
+        call: &Call,
+    ) -> Result<VirtAddr, Errno> {
         let vma = guard.lookup(call.old).ok_or(Errno::EFAULT)?;
         if call.must_move() {
-            return self.remap_to(&guard, vma, &call);
+            return self.remap_to(guard, vma, call);
         }
         if call.old_bytes >= call.new_bytes {
-            self.cut_tail(&guard, &call)?;
+            self.cut_tail(guard, call)?;
             return Ok(call.old);
         }
-        check_resize(&guard, vma, &call)?;
-        if self.grow_in_place(&guard, vma, &call) {
+        check_resize(guard, vma, call)?;
+        if self.grow_in_place(guard, vma, call) {
             return Ok(call.old);
         }
         if !call.flags.contains(RemapFlags::MAYMOVE) {
             return Err(Errno::ENOMEM);
         }
-        let room = room_like(vma, &call);
+        let room = room_like(vma, call);
         let to = guard.find_gap(room).or_else(|| guard.find_gap(Room::of(call.new_bytes)));
-        self.move_vma(&guard, &call, to.ok_or(Errno::ENOMEM)?)
+        self.move_vma(guard, call, to.ok_or(Errno::ENOMEM)?)
     }
 
     /// Unmaps what a shorter mapping has too much.
@@ -273,7 +302,9 @@ impl<'m, P: Platform> Mm<'m, P> {
         // Anonymous memory without a folio so far counts from where it is.
         let fresh = old.is_anonymous() && old.anon_vma().is_none();
         let pgoff = if fresh { target.start().page() } else { old.linear_index(from) };
-        let new = NewVma::new(self, guard.space(), target, pgoff, old.flags(), old.file())?;
+        // What has moved counts as written, also where a whole table moves unseen.
+        let flags = old.flags() - VmFlags::SOFTDIRTY;
+        let new = NewVma::new(self, guard.space(), target, pgoff, flags, old.file())?;
         self.anon_vma_clone(new.vma(), old)?;
         let new = guard.insert(new)?;
         self.vma_link_file(new);

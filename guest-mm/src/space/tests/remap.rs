@@ -194,3 +194,15 @@ fn shared_anonymous_memory_moves_and_is_doubled() {
         assert_eq!(load(mm, space, at(6)), Ok(4));
     });
 }
+
+#[test]
+fn memory_that_is_locked_is_faulted_in_as_it_grows() {
+    with_space(|mm, space| {
+        mm.mmap(space, Args::anonymous(2 * PAGE).fixed(at(0))).unwrap();
+        mm.mlock(space, at(0), 2 * PAGE).unwrap();
+        mm.mremap(space, args(at(0), 2, 5, RemapFlags::empty(), 0)).unwrap();
+        assert_eq!(space.resident()[0], 5);
+        mm.mremap(space, args(at(0), 5, 6, FIXED, at(20))).unwrap();
+        assert_eq!((space.resident()[0], layout(space)), (6, vec![(20, 6)]));
+    });
+}
