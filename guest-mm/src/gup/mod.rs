@@ -3,7 +3,7 @@
 //! [`Mm::pin_user_pages`](crate::mm::Mm::pin_user_pages) and its relatives give
 //! a [`PagePin`] per page, or a [`PageRef`] to whoever only looks at the page's
 //! state. `docs/gup.md` says what a pin promises and why the fast path
-//! ([`grab`](mod@grab)) looks twice.
+//! (`gup/grab.rs`) looks twice.
 //!
 //! Lock order: the slow path takes a VMA's lock, then a table's; the fast path none.
 

@@ -17,7 +17,7 @@ const SPLITS_AT_ONCE: u64 = 16;
 /// Shrinkers that can be registered.
 pub(super) const MAX_SHRINKERS: usize = 4;
 
-/// There are [`MAX_SHRINKERS`] already.
+/// There are `MAX_SHRINKERS` already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooManyShrinkers;
 

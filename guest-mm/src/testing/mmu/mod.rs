@@ -293,5 +293,6 @@ fn check_owner<P: Platform>(memory: &Memory<P>, entry: TlbEntry, va: u64) {
     assert!(is_mapped, "{va:#x} is mapped to {pfn:?}, which is {word:?}");
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
