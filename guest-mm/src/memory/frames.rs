@@ -238,6 +238,7 @@ impl<P: Platform> Memory<P> {
     ///
     /// # Errors
     /// A word is not `from`: memory corruption. Those before it have changed.
+    #[cfg_attr(loom, allow(dead_code, reason = "splitting is not built for models"))]
     pub(crate) fn redescribe(
         &self,
         range: abi::PfnRange,
