@@ -95,7 +95,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// Gives `vma` an [`AnonVma`], which a VMA needs before its first anonymous folio.
     ///
     /// `near` is a neighbour that it may once be merged with: its `AnonVma` is
-    /// taken if it has one. Two CPUs may call this for one VMA; one's is taken.
+    /// taken if it has one and no ancestor's. Two CPUs may call this for one VMA; one's is taken.
     /// The caller holds the space's lock, or the VMA's with `near` empty.
     ///
     /// # Errors
@@ -109,6 +109,9 @@ impl<'m, P: Platform> Mm<'m, P> {
             return Ok(());
         }
         let mut spares = self.spares(1)?;
+        // One that is in its ancestors' trees too would, merged into `vma`, have folios
+        // that nobody finds.
+        let near = near.filter(|near| links(near).count() == 1);
         let near = near.and_then(|near| NonNull::new(near.anon_vma.load(Ordering::Acquire)));
         let (anon_vma, fresh) = match near {
             Some(anon_vma) => (anon_vma, false),

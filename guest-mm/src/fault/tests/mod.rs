@@ -1,6 +1,7 @@
 //! Faults on the host: what they leave in the tables, and what programs read afterwards.
 
 mod anon;
+mod family;
 mod file;
 mod huge;
 mod rights;

@@ -163,3 +163,28 @@ pub(super) fn signals<M: Machine>(ctx: &mut Ctx<'_, '_, M>, digest: &mut Digest)
     digest.add_process(&process);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mm::{Base, Mm};
+    use crate::testing;
+
+    #[test]
+    fn the_model_notices_a_fork_that_forgets_its_flush() {
+        for forgets in [false, true] {
+            let base = Base::new(testing::memory(4096)).unwrap();
+            let mm = Mm::new(&base);
+            let process = Process::new(&mm).unwrap();
+            process.mmap(MmapArgs::anonymous(PAGES * PAGE_SIZE).fixed(BASE)).unwrap();
+            let mut parent = Member { process, words: [0; COUNT] };
+            parent.store(3, 5).unwrap();
+            base.platform().mmu().lose_flushes(u64::from(forgets));
+            let mut child = parent.fork().unwrap();
+            base.platform().mmu().lose_flushes(0);
+            // By the translation from before the fork, if it is still there.
+            parent.store(3, 6).unwrap();
+            assert_eq!(child.load(3).is_err(), forgets);
+        }
+    }
+}
