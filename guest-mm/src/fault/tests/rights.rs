@@ -3,7 +3,9 @@
 use abi::Pfn;
 
 use super::*;
+use crate::fault::DeviceFaults;
 use crate::pgtable::{DevOffset, Leaf, Marker, Softleaf};
+use crate::space::Vma;
 
 fn put(world: &World, at: u64, entry: Entry) {
     let tables = world.space().tables();
@@ -109,5 +111,62 @@ fn a_migrating_page_is_waited_for() {
         assert_eq!(faulter.join().unwrap(), Ok(6));
     });
     assert_eq!(world.event(FaultEvent::Retry), 1, "one wait, no spinning");
+    world.end();
+}
+
+/// A device whose memory comes back as the page that was there before.
+struct Device(AtomicU64);
+
+impl DeviceFaults<TestPlatform> for Device {
+    fn bring_back<'m>(
+        &self,
+        _mm: &Mm<'m, TestPlatform>,
+        space: &AddressSpace<'m, TestPlatform>,
+        _vma: &Vma<'m, TestPlatform>,
+        page: VirtAddr,
+        leaf: Leaf,
+    ) -> Result<(), FaultError> {
+        let mut guard = space.tables().lock_pte(page).map_err(|_| FaultError::Bus)?;
+        let before = self.0.swap(0, Ordering::Relaxed);
+        if before == 0 {
+            return Err(FaultError::Bus);
+        }
+        if guard.load(page) == leaf.entry() {
+            guard.set(page, Entry::from_bits(before));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_registered_device_gives_its_pages_back_once_and_fails_by_bus_error() {
+    let world = World::new();
+    let at = world.map(1);
+    world.store(at, 6).unwrap();
+    let sound = world.entry(at);
+    let device = Box::leak(Box::new(Device(AtomicU64::new(sound.bits()))));
+    assert!(world.mm.register_device_faults(device));
+    assert!(!world.mm.register_device_faults(device), "there is one for all");
+    let away = Leaf::from(Softleaf::DevicePrivateWrite(DevOffset::new(9).unwrap())).entry();
+    world.poke(at, away);
+    assert_eq!(world.load(at), Ok(6));
+    assert_eq!((world.count(FaultOutcome::Device), world.stats().major()), (1, 1));
+    world.poke(at, away);
+    assert_eq!(world.load(at), Err(FaultError::Bus), "the device has nothing to give");
+    assert_eq!(world.entry(at), away);
+    world.poke(at, sound);
+    world.end();
+}
+
+#[test]
+fn a_leaf_without_the_rights_of_its_vma_gets_them_back() {
+    let world = World::new();
+    let at = world.map(1);
+    world.store(at, 6).unwrap();
+    world.change(at, |pte| pte.with_prot(PageProt::empty()));
+    assert_eq!(world.load(at), Ok(6));
+    assert_eq!(world.count(FaultOutcome::RightsRestored), 1);
+    assert!(!world.pte(at).is_writable(), "a write is looked at when it comes");
+    assert_eq!(world.fault(at, FaultAccess::Write), Ok(FaultOutcome::Reused));
     world.end();
 }
