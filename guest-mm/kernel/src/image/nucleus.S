@@ -208,18 +208,24 @@ nucleus_fatal:
     .endm
 
 # An interrupt: record it; if the interrupted code was unmasked, enter ring 3's landing with RSP at this frame and move
-# IST1 away, for the next (masked) one comes before ring 3 has copied the frame.
+# IST1 away, for the next (masked) one comes before ring 3 has copied the frame. One that came between STI and HLT, where
+# no interrupt should but on an emulated SVM some do, skips the HLT: it would sleep with its wake-up behind it.
     .macro interrupt bit
     .org CODE - NB + (32 + \bit) * SLOT
     orl $(1 << \bit), PENDING
-    testl $FLAG_ID, 16(%rsp)
+    testb $(FLAG_ID >> 16), 18(%rsp)
     jnz 1f
     .if MUTANT != 4
-    xorl $0x200, TSS + 0x24
+    xorb $(0x200 >> 8), TSS + 0x25
     .endif
     movq %rsp, FI + 24
     movq $FI, %rsp
-1:  iretq
+    iretq
+1:  cmpq $17b, (%rsp)                       # the HLT of this CPU's gate
+    je 2f
+    iretq
+2:  incq (%rsp)
+    iretq
     .endm
 
     .set C, 0
@@ -278,7 +284,7 @@ nucleus_fatal:
     jne 12f
     .endif
     sti
-    hlt                                     # the interrupt that ends it finds RFLAGS.ID set: recorded, not reflected
+17: hlt                                     # the interrupt that ends it finds RFLAGS.ID set: recorded, not reflected
 12: iretq
 13: movl $0x6e0, %ecx                       # EDX:EAX -> TSC deadline
     wrmsr
