@@ -320,9 +320,9 @@ impl<'m, P: Platform> Mm<'m, P> {
         seen
     }
 
-    /// Walks all lists; calls `wrong` for each folio whose flags do not name the
-    /// list that it is on, and says whether counts and links agree.
-    pub fn lru_census(&self, wrong: &mut dyn FnMut(&Folio)) -> bool {
+    /// Walks all lists; calls `each` for each folio, and whether its flags name the
+    /// list that it is on. Returns whether counts and links agree.
+    pub fn lru_census(&self, each: &mut dyn FnMut(&Folio, bool)) -> bool {
         let lists = self.lru.0.lock(self.platform());
         let mut agrees = true;
         for list in LruList::ALL {
@@ -337,10 +337,8 @@ impl<'m, P: Platform> Mm<'m, P> {
                     && !flags.contains(FolioFlags::ISOLATED)
                     && LruList::of(folio) == list
                     && link(folio, OLDER) == older;
-                if !is_here {
-                    wrong(folio);
-                    agrees = false;
-                }
+                each(folio, is_here);
+                agrees &= is_here;
                 folios += 1;
                 pages += folio.pages().get();
                 if folios > here.folios {

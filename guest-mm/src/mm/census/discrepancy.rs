@@ -125,6 +125,12 @@ pub enum MmDiscrepancy {
     CacheMembers,
     /// Reverse maps.
     Rmap(RmapDiscrepancy),
+    /// A folio is on an LRU list that its flags do not name.
+    LruFolio(Pfn),
+    /// Counts or links of the LRU lists are wrong.
+    LruLists,
+    /// Folios say they are on LRU lists and are not, or the other way round.
+    LruMembers,
     /// Swap slots.
     Swap(SwapDiscrepancy),
     /// Swap leaves and the slots' counts differ.
@@ -191,6 +197,9 @@ impl fmt::Display for MmDiscrepancy {
             }
             Self::CacheMembers => f.write_str("folios in files' caches are not those of the files"),
             Self::Rmap(found) => found.fmt(f),
+            Self::LruFolio(folio) => write!(f, "folio {folio} is on the wrong LRU list"),
+            Self::LruLists => f.write_str("counts or links of the LRU lists are wrong"),
+            Self::LruMembers => f.write_str("folios on LRU lists are not those that say so"),
             Self::Swap(found) => found.fmt(f),
             Self::SwapLeaves { counted, leaves } => {
                 write!(f, "swap slots count {counted} leaves, there are {leaves}")

@@ -76,6 +76,9 @@ impl<P: Platform> Taking<'_, '_, P> {
         let weight = folio_weight(head);
         self.sums.mapped += mapcount;
         self.sums.mapcounts = self.sums.mapcounts.wrapping_add(weight.wrapping_mul(mapcount));
+        if folio.has(FolioFlags::LRU) {
+            self.sums.on_lru = self.sums.on_lru.wrapping_add(weight);
+        }
         if is_member {
             self.sums.members = self.sums.members.wrapping_add(weight);
         }

@@ -76,6 +76,10 @@ struct Sums {
     cached: u64,
     /// Over folios that say they are in a file's cache.
     members: u64,
+    /// Over folios on LRU lists.
+    listed: u64,
+    /// Over folios that say they are on one.
+    on_lru: u64,
 }
 
 /// The weight of a number: SplitMix64 (Steele, Lea, Flood 2014).
@@ -119,6 +123,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         taking.folios();
         taking.rmap();
         taking.swap();
+        taking.lru();
         taking.compare();
         taking.census
     }
@@ -160,10 +165,24 @@ impl<P: Platform> Taking<'_, '_, P> {
         self.census.swap = swap;
     }
 
+    fn lru(&mut self) {
+        let mm = self.mm;
+        let mut listed = 0u64;
+        let discrepancies = &mut self.census.discrepancies;
+        let agrees = mm.lru_census(&mut |folio, is_here| {
+            listed = listed.wrapping_add(folio_weight(folio.pfn()));
+            discrepancies.check(is_here, || MmDiscrepancy::LruFolio(folio.pfn()));
+        });
+        self.sums.listed = listed;
+        self.check(agrees, || MmDiscrepancy::LruLists);
+    }
+
     /// Compares the sums; looks for the culprits if they differ.
     fn compare(&mut self) {
         let agree = self.sums.members == self.sums.cached;
         self.check(agree, || MmDiscrepancy::CacheMembers);
+        let agree = self.sums.listed == self.sums.on_lru;
+        self.check(agree, || MmDiscrepancy::LruMembers);
         if self.sums.leaves != self.sums.mapcounts {
             let (counted, leaves) = (self.sums.mapped, self.census.leaves);
             self.census.discrepancies.add(MmDiscrepancy::Mapcounts { counted, leaves });

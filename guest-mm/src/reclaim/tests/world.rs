@@ -151,7 +151,7 @@ impl World {
     pub(super) fn check(&self) {
         let census = self.mm.census(&[]);
         assert!(census.is_consistent(), "{:?}", census.discrepancies());
-        assert!(self.mm.lru_census(&mut |folio| panic!("{folio:?} is on the wrong list")));
+        assert!(self.mm.lru_census(&mut |folio, is_here| assert!(is_here, "{folio:?}")));
     }
 
     /// All processes are gone: nothing may be left of them.
