@@ -55,7 +55,10 @@ impl<'m, P: Platform> Fault<'_, 'm, P> {
             SwapError::NotUsed => match self.lock_same(swapped.entry)? {
                 // Another CPU had the page mapped, or the range unmapped, meanwhile.
                 None => Ok(FaultOutcome::Raced),
-                Some(_guard) => self.fail(FaultError::Bus, Some(FaultEvent::UnknownLeaf)),
+                Some(_guard) => {
+                    self.mm.count_unknown(error);
+                    self.fail(FaultError::Bus, Some(FaultEvent::UnknownLeaf))
+                }
             },
             SwapError::NoDevice
             | SwapError::Busy

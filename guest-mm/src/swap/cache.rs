@@ -224,7 +224,8 @@ impl<'m, P: Platform> Mm<'m, P> {
         })
     }
 
-    pub(super) fn count_unknown(&self, error: SwapError) {
+    /// Counts that a leaf named a slot that nobody uses.
+    pub(crate) fn count_unknown(&self, error: SwapError) {
         if error == SwapError::NotUsed {
             self.swap.counters.count(SwapEvent::BadSlot);
         }

@@ -58,7 +58,7 @@ impl<'m, P: Platform> Mm<'m, P> {
                     drop(locked);
                     self.put(folio);
                     if error == AttachError::NotUsed {
-                        self.count_unknown(SwapError::NotUsed);
+                        // Most often a leaf that is gone meanwhile: the caller looks.
                         return Err(SwapError::NotUsed);
                     }
                     // Another CPU was faster: its folio is the one.
