@@ -94,6 +94,8 @@ struct Queue {
     current: AtomicUsize,
     /// Another thread shall run at the next opportunity.
     is_due: AtomicBool,
+    /// The first thread has nothing to do, and said so. Else it may hold what others wait for: it has its turns.
+    is_first_asleep: AtomicBool,
     /// The root table that CR3 holds.
     loaded_root: AtomicU64,
 }
@@ -102,6 +104,7 @@ static QUEUES: [Queue; CPUS] = [const {
     Queue {
         current: AtomicUsize::new(NOWHERE),
         is_due: AtomicBool::new(false),
+        is_first_asleep: AtomicBool::new(false),
         loaded_root: AtomicU64::new(BootTable::Pml4.gpa()),
     }
 }; CPUS];
@@ -136,8 +139,8 @@ impl Thread {
     }
 }
 
-/// Who shall run on `cpu` after `current`: the workers in turn, and in its turn the first thread if something waits for
-/// it; without a worker, the first thread.
+/// Who shall run on `cpu` after `current`: the workers in turn, and in its turn the first thread unless it sleeps and
+/// nothing waits for it; without a worker, the first thread.
 fn choose(cpu: usize, current: usize) -> usize {
     // A ring of the first thread and the workers.
     let at = if current < CPUS { 0 } else { current - CPUS + 1 };
@@ -145,6 +148,7 @@ fn choose(cpu: usize, current: usize) -> usize {
     for place in ring {
         match place {
             0 if irq::has_work(cpu) => return cpu,
+            0 if !QUEUES[cpu].is_first_asleep.load(Ordering::Relaxed) => return cpu,
             0 => {}
             worker => {
                 let number = worker - 1 + CPUS;
@@ -303,11 +307,13 @@ pub(in crate::image) fn idle(wake: Wake) {
 /// Lets workers run, or halts until something may have changed.
 fn sleep() {
     let was_masked = irq::mask();
-    let (cpu, _) = queue();
+    let (cpu, queue) = queue();
     super::serve();
     if !irq::has_work(cpu) {
         if choose(cpu, cpu) != cpu {
+            queue.is_first_asleep.store(true, Ordering::Relaxed);
             schedule(false);
+            queue.is_first_asleep.store(false, Ordering::Relaxed);
         } else {
             irq::halt_unless_pending();
         }
