@@ -16,7 +16,7 @@ use crate::memory::FrozenFrames;
 use crate::mm::Mm;
 use crate::space::MmapArgs;
 
-/// Pages that are left to play with, about.
+/// Pages that are left to play with, about, above what stays free on a machine of this size.
 const LEFT: u64 = 2048;
 /// Slots of the device of the case with swap.
 const SLOTS: u32 = 256;
@@ -26,7 +26,7 @@ const SMALL: u64 = 64;
 /// Runs the scenario.
 pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let hog = Hog::take(ctx.mm);
-    let left = ctx.mm.memory().free_pages().get();
+    let left = usable_pages(ctx.mm);
     ctx.print(format_args!("{left} pages are left, of {}", ctx.mm.memory().managed_pages().get()));
     let before = ctx.mm.reclaim_stats();
     let cases = [
@@ -63,7 +63,7 @@ impl Hog {
         let mut hog = Self { first: None };
         let mut order = Order::MAX;
         loop {
-            let excess = memory.free_pages().get().saturating_sub(LEFT);
+            let excess = usable_pages(mm).saturating_sub(LEFT);
             order = order.min(Order::fitting(excess));
             if excess == 0 {
                 return hog;
@@ -104,6 +104,12 @@ impl Hog {
     }
 }
 
+/// Free pages that a program can have: those above the *min* watermark, which grows with the machine.
+fn usable_pages<M: Machine>(mm: &Mm<'_, M>) -> u64 {
+    let memory = mm.memory();
+    memory.free_pages().get().saturating_sub(memory.watermarks().min)
+}
+
 /// Maps twice what the machine has, balloon and all.
 fn too_much<M: Machine>(
     ctx: &Ctx<'_, '_, M>,
@@ -130,13 +136,14 @@ fn fill_until_killed<M: Machine>(
 }
 
 fn alone<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
-    let free = ctx.mm.memory().free_pages().get();
+    let usable = usable_pages(ctx.mm);
+    let before = ctx.mm.reclaim_stats().notified_pages;
     let process = Process::new(ctx.mm)?;
     let (start, pages) = too_much(ctx, &process)?;
     let got = fill_until_killed(&process, start, pages)?;
     check(got < pages, "twice the memory is too much")?;
-    check(got > free / 2, "most of the memory could be had first")?;
-    let given = ctx.mm.reclaim_stats().notified_pages;
+    check(got > usable / 2, "most of the memory could be had first")?;
+    let given = ctx.mm.reclaim_stats().notified_pages - before;
     ctx.print(format_args!("{got} pages until it was killed, {given} from the balloon"));
     check(process.space().is_dead(), "the process was killed")?;
     let again = process.store(start, 1);
@@ -172,10 +179,10 @@ fn swap_saves<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
 fn overcommit<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let killed = ctx.mm.reclaim_stats().killed;
     let process = Process::new(ctx.mm)?;
-    // More than memory, less than memory and swap; tables and slabs want some too.
-    let memory = ctx.mm.memory();
-    let usable = memory.free_pages().get().saturating_sub(memory.watermarks().min);
-    let pages = usable + u64::from(SLOTS) / 2;
+    // More than memory, less than memory and swap; a descriptor per page and tables want some too.
+    let usable = usable_pages(ctx.mm);
+    let own = usable / 64 + usable / 512;
+    let pages = usable - own + u64::from(SLOTS) / 2;
     let start = process.mmap(MmapArgs::anonymous(pages * PAGE_SIZE))?;
     process.fill(start, pages, 3)?;
     process.expect(start, pages, 3)?;
@@ -186,7 +193,7 @@ fn overcommit<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
 /// Every thread has a process of its own that wants most of the memory.
 fn threads<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let threads = ctx.cpus();
-    let pages = ctx.mm.memory().free_pages().get() * 3 / 4;
+    let pages = usable_pages(ctx.mm) * 3 / 4;
     let (killed, lived) = (AtomicU64::new(0), AtomicU64::new(0));
     let mm = ctx.mm;
     ctx.run_on(threads, &|_| {
