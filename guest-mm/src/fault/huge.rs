@@ -49,6 +49,12 @@ impl<'m, P: Platform> Fault<'_, 'm, P> {
             self.mm.put(folio);
             return Ok(FaultOutcome::Raced);
         }
+        if self.space.is_dead() {
+            // As in `lock_same`.
+            drop(guard);
+            self.mm.put(folio);
+            return Err(FaultError::Oom.into());
+        }
         let leaf = self.leaf_of_huge(&folio);
         folio.set_flags(FolioFlags::UPTODATE);
         self.mm.add_new_anon_rmap(folio, self.vma, head);

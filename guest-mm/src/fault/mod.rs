@@ -276,6 +276,9 @@ impl<'a, 'm, P: Platform> Fault<'a, 'm, P> {
 
     /// Locks the PTE table if `seen` still stands at the page; makes the table if
     /// nothing stood there. `None` if somebody was faster.
+    ///
+    /// Whoever kills a process marks it dead before he takes its pages, under the same locks. So nothing
+    /// is put where its pages were, and no zeros are read for what it had written (Linux's `MMF_UNSTABLE`).
     fn lock_same(&self, seen: Entry) -> Result<Option<PteGuard<'a, P>>, Stop<'m>> {
         let tables = self.tables();
         let guard = if seen.is_none() {
@@ -286,6 +289,9 @@ impl<'a, 'm, P: Platform> Fault<'a, 'm, P> {
         } else {
             tables.lock_pte(self.page).ok()
         };
+        if self.space.is_dead() {
+            return Err(FaultError::Oom.into());
+        }
         Ok(guard.filter(|guard| guard.load(self.page) == seen))
     }
 

@@ -7,7 +7,6 @@ use crate::memdesc::Order;
 use crate::memory::{AllocError, FrozenFrames};
 use crate::mm::Mm;
 use crate::platform::Platform;
-use crate::sync::shim::Ordering;
 
 /// Reclaims that free something and still leave no block, before it is called out of memory.
 const MAX_ROUNDS: u32 = 16;
@@ -50,14 +49,12 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// the kernel's own allocations, which cannot reclaim where they are made,
     /// find something between *min* and *low*.
     fn balance(&self) {
-        let skip = &self.reclaim.skip_balance;
         // Where nothing can be had, looking at all lists for each page would take for ever.
-        if skip.load(Ordering::Relaxed) > 0 {
-            skip.fetch_sub(1, Ordering::Relaxed);
+        if self.reclaim.skip_balance.take_one() {
             return;
         }
         if self.direct_reclaim(RECLAIM_BATCH) == 0 {
-            skip.store(SKIPPED_AFTER_FAILURE, Ordering::Relaxed);
+            self.reclaim.skip_balance.set(SKIPPED_AFTER_FAILURE);
         }
     }
 

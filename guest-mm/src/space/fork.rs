@@ -19,14 +19,18 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// itself. VMAs of MADV_DONTFORK are left out, those of MADV_WIPEONFORK are empty.
     ///
     /// # Errors
-    /// ENOMEM; EIO: a device did not give a page back. There is no child then, and
-    /// the parent is as before but that some of its pages are write-protected until
-    /// their next fault.
+    /// ENOMEM; EIO: a device did not give a page back; EINTR: the parent was killed, and has its
+    /// pages no more. There is no child then, and a living parent is as before but that some of its
+    /// pages are write-protected until their next fault.
     pub fn fork(&self, parent: &AddressSpace<'m, P>) -> Result<SpaceRef<'m, P>, Errno> {
         let child = self.new_space()?;
         let copied = loop {
             let copied = {
                 let from = parent.write();
+                // Whoever kills it marks it dead first, and takes its pages under its lock.
+                if parent.is_dead() {
+                    break Err(Errno::EINTR);
+                }
                 let to = child.write_nested();
                 let limit = parent.max_pages.load(Ordering::Relaxed);
                 child.max_pages.store(limit, Ordering::Relaxed);

@@ -5,9 +5,10 @@ use std::vec::Vec;
 
 use abi::PAGE_SIZE;
 
-use super::world::World;
+use super::world::{Process, World, va};
 use crate::buddy::Gfp;
-use crate::fault::FaultError;
+use crate::errno::Errno;
+use crate::fault::{FaultAccess, FaultError};
 use crate::folio::{FolioFlags, FolioKind};
 use crate::memdesc::Order;
 use crate::reclaim::{Attempts, LruList, OomNotifier, OutOfMemory, Shrinker};
@@ -51,6 +52,51 @@ fn without_swap_the_process_itself_is_killed_and_the_next_one_lives() {
     world.exit(process);
     world.exit(next);
     world.end();
+}
+
+/// Fork once made a child of what the reaper had left: one that reads zeros.
+#[test]
+fn a_killed_process_has_no_children() {
+    let world = World::new(512);
+    let process = world.process();
+    let start = world.map(&process, 700);
+    assert_eq!(world.fill(&process, start, 700, 1), Err(FaultError::Oom));
+    let child = world.mm.with_room(|| world.mm.fork(&process));
+    assert_eq!(child.map(drop), Err(Errno::EINTR));
+    world.check();
+    world.exit(process);
+    world.end();
+}
+
+/// Kills a process while one of its faults looks for memory.
+struct Killer(Process);
+
+impl Shrinker for Killer {
+    fn shrink(&self, _pages: u64) -> u64 {
+        self.0.dead.store(true, Ordering::Release);
+        0
+    }
+}
+
+/// A fault that was on its way once put zeros where the reaper had taken a page.
+#[test]
+fn a_fault_under_way_puts_nothing_into_a_process_that_is_killed() {
+    let world: &'static World = Box::leak(Box::new(World::new(512)));
+    let process = world.process();
+    let start = world.map(&process, 8);
+    let killer: &'static Killer = Box::leak(Box::new(Killer(process)));
+    world.store(&killer.0, start, 1).unwrap();
+    world.mm.register_shrinker(killer).unwrap();
+    let mut taken = Vec::new();
+    while !world.mm.memory().is_below_low() {
+        taken.push(world.mm.memory().alloc_frozen(Order::ZERO, Gfp::KERNEL).unwrap());
+    }
+    let next = start + PAGE_SIZE;
+    let served = world.mm.handle_fault(&killer.0, va(next), FaultAccess::Write);
+    assert!(killer.0.is_dead(), "it was killed while it waited for memory");
+    assert_eq!((served, world.pte(&killer.0, next)), (Err(FaultError::Oom), None));
+    taken.into_iter().for_each(|frames| world.mm.memory().free_frozen(frames));
+    world.check();
 }
 
 #[test]

@@ -174,6 +174,6 @@ pub(super) fn value(page: u64, salt: u64) -> u64 {
     page.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ salt
 }
 
-fn va(address: u64) -> VirtAddr {
+pub(super) fn va(address: u64) -> VirtAddr {
     VirtAddr::new(address).unwrap()
 }
