@@ -81,7 +81,7 @@ impl<'m, P: Platform> Fault<'_, 'm, P> {
     fn may_become_one(&self, near: &Vma<'m, P>) -> bool {
         let (low, high) =
             if near.start() < self.vma.start() { (near, self.vma) } else { (self.vma, near) };
-        let alike = |vma: &Vma<'m, P>| vma.flags() - VmFlags::ACCESS;
+        let alike = |vma: &Vma<'m, P>| vma.flags() - VmFlags::ACCESS - VmFlags::SOFTDIRTY;
         near.anon_vma().is_some()
             && low.end() == high.start()
             && alike(low) == alike(high)

@@ -4,9 +4,10 @@ use abi::PAGE_SIZE;
 
 use super::age::Aging;
 use super::lookup::{SpaceWriteGuard, Vmas};
+use super::mprotect::user_part;
 use super::structure::AddressSpace;
 use super::vma::{VmFlags, Vma};
-use crate::addr::{VaRange, VirtAddr};
+use crate::addr::VaRange;
 use crate::errno::Errno;
 use crate::fault::{FaultAccess, FaultError, FaultOutcome};
 use crate::mm::Mm;
@@ -104,9 +105,7 @@ fn advised(start: u64, bytes: u64) -> Result<Option<(VaRange, bool)>, Errno> {
     if bytes == 0 {
         return Ok(None);
     }
-    let first = VirtAddr::new(start).ok_or(Errno::ENOMEM)?;
-    let range = VaRange::new(first, VirtAddr::new(end).unwrap_or(VirtAddr::END));
-    Ok(range.map(|range| (range, end > range.end().get())))
+    user_part(start, end).map(Some).ok_or(Errno::ENOMEM)
 }
 
 /// The parts of `range` that VMAs cover, ascending, each with its VMA; changes of
@@ -293,16 +292,13 @@ impl<'m, P: Platform> Mm<'m, P> {
         if bytes == 0 {
             return Ok(None);
         }
-        let range = VirtAddr::new(first)
-            .zip(VirtAddr::new(end))
-            .and_then(|(first, end)| VaRange::new(first, end))
-            .ok_or(Errno::ENOMEM)?;
+        let part = user_part(first, end).ok_or(Errno::ENOMEM)?;
         let guard = space.write();
-        self.change_vmas(&guard, range, |vma| {
+        self.change_vmas(&guard, part, |vma| {
             let rest = vma.flags() - VmFlags::LOCKED;
             Ok(if locked { rest | VmFlags::LOCKED } else { rest })
         })?;
-        Ok(Some(range))
+        Ok(Some(part.0))
     }
 
     /// Faults the pages of `range` in for what each VMA allows: as written where

@@ -241,7 +241,7 @@ fn plan<'m, P: Platform>(args: &MmapArgs<'_, 'm, P>) -> Result<Plan<'m, P>, Errn
             (false, true) => false,
             (true, true) | (false, false) => return Err(Errno::EINVAL),
         };
-    let mut flags = VmFlags::of_prot(args.prot) | VmFlags::MAY_ALL;
+    let mut flags = VmFlags::of_prot(args.prot) | VmFlags::MAY_ALL | VmFlags::SOFTDIRTY;
     flags.set(VmFlags::SHARED, shared);
     flags.set(VmFlags::LOCKED, args.flags.contains(MapFlags::LOCKED));
     if args.flags.contains(MapFlags::ANONYMOUS) {

@@ -11,22 +11,12 @@ use crate::mm::Mm;
 use crate::pgtable::{PageProt, Protection, Sharing};
 use crate::platform::Platform;
 
-/// The range of a call that takes length 0 for nothing to do (`None`), and an
-/// overflow or the kernel's half for a hole.
-///
-/// # Errors
-/// EINVAL if `start` is not page-aligned; ENOMEM beyond the user half.
-pub(super) fn range_or_hole(start: u64, bytes: u64) -> Result<Option<VaRange>, Errno> {
-    if !start.is_multiple_of(PAGE_SIZE) {
-        return Err(Errno::EINVAL);
-    }
-    if bytes == 0 {
-        return Ok(None);
-    }
-    let bytes = bytes.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::ENOMEM)?;
-    let start = VirtAddr::new(start).ok_or(Errno::ENOMEM)?;
-    let end = start.checked_add(bytes).ok_or(Errno::ENOMEM)?;
-    Ok(VaRange::new(start, end))
+/// The pages that a call names, up to the end of the user half, and whether some lie
+/// beyond, where nothing is mapped. `None`: all do.
+pub(super) fn user_part(start: u64, end: u64) -> Option<(VaRange, bool)> {
+    let last = VirtAddr::new(end).unwrap_or(VirtAddr::END);
+    let range = VaRange::new(VirtAddr::new(start)?, last)?;
+    Some((range, end > last.get()))
 }
 
 impl<'m, P: Platform> Mm<'m, P> {
@@ -45,26 +35,32 @@ impl<'m, P: Platform> Mm<'m, P> {
         bytes: u64,
         prot: PageProt,
     ) -> Result<(), Errno> {
-        if !PageProt::all().contains(prot) {
+        if !PageProt::all().contains(prot) || !start.is_multiple_of(PAGE_SIZE) {
             return Err(Errno::EINVAL);
         }
-        let Some(range) = range_or_hole(start, bytes)? else { return Ok(()) };
+        if bytes == 0 {
+            return Ok(());
+        }
+        let bytes = bytes.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::ENOMEM)?;
+        let end = start.checked_add(bytes).ok_or(Errno::ENOMEM)?;
+        let part = user_part(start, end).ok_or(Errno::ENOMEM)?;
         let guard = space.write();
-        self.change_vmas(&guard, range, |vma| {
+        self.change_vmas(&guard, part, |vma| {
             let flags = (vma.flags() - VmFlags::ACCESS) | VmFlags::of_prot(prot);
             if vma.flags().contains(flags.needed_may()) { Ok(flags) } else { Err(Errno::EACCES) }
         })
     }
 
-    /// Gives every VMA of `range` the flags that `rule` says, splitting and merging
-    /// them; leaves follow if the permissions change.
+    /// Gives every VMA of a range the flags that `rule` says, splitting and merging
+    /// them; leaves follow if the permissions change. The range comes with whether it
+    /// goes on beyond the user half ([`user_part`]).
     ///
     /// # Errors
-    /// ENOMEM at a hole, or from a split; or the rule's. What lies before is changed.
+    /// ENOMEM at a hole, beyond the user half, or from a split; or the rule's. What lies before is changed.
     pub(super) fn change_vmas(
         &self,
         guard: &SpaceWriteGuard<'_, 'm, P>,
-        range: VaRange,
+        (range, goes_on): (VaRange, bool),
         rule: impl Fn(&Vma<'m, P>) -> Result<VmFlags, Errno>,
     ) -> Result<(), Errno> {
         let mut at = range.start();
@@ -76,7 +72,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             at = part.end();
         }
         self.merge_at(guard, range.end());
-        Ok(())
+        if goes_on { Err(Errno::ENOMEM) } else { Ok(()) }
     }
 
     /// Gives `part` of `vma` these flags, and merges it with what lies below.
@@ -101,7 +97,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             let to = Protection {
                 prot: flags.prot(),
                 sharing: if shared { Sharing::Shared } else { Sharing::Private },
-                tracks_soft_dirty: flags.contains(VmFlags::SOFTDIRTY),
+                tracks_soft_dirty: !flags.contains(VmFlags::SOFTDIRTY),
             };
             let changed = self.protect_leaves(guard.space(), part, to);
             debug_assert!(changed.is_ok(), "PMD leaves were split where VMAs end: {changed:?}");

@@ -219,6 +219,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             return false;
         }
         let pgoff = vma.pgoff();
+        vma.set_flags(vma.flags() | VmFlags::SOFTDIRTY);
         self.adjust_vmas(&[vma], || vma.set_span(whole, pgoff));
         guard.count(0, ((call.new_bytes - call.old_bytes) >> PAGE_SHIFT).cast_signed());
         self.merge_at(guard, end);
@@ -303,7 +304,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         let fresh = old.is_anonymous() && old.anon_vma().is_none();
         let pgoff = if fresh { target.start().page() } else { old.linear_index(from) };
         // What has moved counts as written, also where a whole table moves unseen.
-        let flags = old.flags() - VmFlags::SOFTDIRTY;
+        let flags = old.flags() | VmFlags::SOFTDIRTY;
         let new = NewVma::new(self, guard.space(), target, pgoff, flags, old.file())?;
         self.anon_vma_clone(new.vma(), old)?;
         let new = guard.insert(new)?;

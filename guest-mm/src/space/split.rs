@@ -6,7 +6,7 @@ use super::lookup::SpaceWriteGuard;
 use super::object::NewVma;
 use super::structure::MAX_MAP_COUNT;
 use super::vma::{VmFlags, Vma};
-use crate::addr::{VaRange, VirtAddr};
+use crate::addr::{PMD_SHIFT, VaRange, VirtAddr};
 use crate::errno::Errno;
 use crate::mm::Mm;
 use crate::pagecache::FileMapping;
@@ -29,7 +29,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     }
 
     /// Makes `at` a boundary: what covers it and the page below becomes two VMAs,
-    /// and a PMD leaf there 512 PTEs.
+    /// and a PMD leaf across it 512 PTEs.
     ///
     /// # Errors
     /// ENOMEM, as for [`Self::isolate`]; nothing is changed that a program can see.
@@ -43,10 +43,13 @@ impl<'m, P: Platform> Mm<'m, P> {
             return Err(Errno::ENOMEM);
         }
         guard.lock_vma(vma);
-        match self.split_pmd(guard.space(), at) {
-            // A malformed entry is no PMD leaf to be split.
-            Ok(_) | Err(MakeTableError::Unknown(_)) => {}
-            Err(_) => return Err(Errno::ENOMEM),
+        // No PMD leaf lies across a multiple of its size.
+        if !at.is_aligned(PMD_SHIFT) {
+            match self.split_pmd(guard.space(), at) {
+                // A malformed entry is no PMD leaf to be split.
+                Ok(_) | Err(MakeTableError::Unknown(_)) => {}
+                Err(_) => return Err(Errno::ENOMEM),
+            }
         }
         self.split_vma(guard, vma, at)
     }
@@ -100,6 +103,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         };
         let Some(whole) = VaRange::new(low.start(), high.end()) else { return };
         let (pgoff, boundary) = (low.pgoff(), low.end());
+        keep.set_flags(keep.flags() | (gone.flags() & VmFlags::SOFTDIRTY));
         self.adjust_vmas(&[keep], || keep.set_span(whole, pgoff));
         guard.absorb(keep, gone, boundary);
         self.anon_vma_unlink(gone);

@@ -16,6 +16,7 @@ use crate::testing::{self, TestPlatform};
 mod advice;
 mod exhaustion;
 mod forks;
+mod huge;
 mod map;
 mod model;
 mod protect;

@@ -45,7 +45,8 @@ bitflags! {
         const WIPEONFORK = 1 << 12;
         /// Neither grown nor merged; special pages.
         const PFNMAP = 1 << 13;
-        /// Soft-dirty tracking was cleared here.
+        /// All of it counts as written, whatever its leaves say: it is new, grown or moved.
+        /// Who clears soft-dirty bits clears this too; from then on the leaves tell.
         const SOFTDIRTY = 1 << 14;
     }
 }

@@ -26,7 +26,8 @@ impl<'a, P: Platform> Tables<'a, P> {
     /// Clears every leaf of `range`. What was behind them goes to `owner`, by way
     /// of `gather`, which is left for the caller to flush.
     ///
-    /// A malformed entry is cleared and counted; what it stood for is unknown.
+    /// A malformed entry is cleared and counted; what it stood for is unknown. One in a
+    /// directory goes whole, whatever part of it lies in the range.
     ///
     /// # Errors
     /// A PMD leaf lies across an end of the range and there is no memory to split

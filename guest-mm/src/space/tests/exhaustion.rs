@@ -149,6 +149,41 @@ fn a_move_that_fails_after_some_tables_moves_back() {
     }
 }
 
+/// A call whose failure leaves no traces.
+type Call<'a> = dyn for<'m> Fn(&TestMm<'m>, &Space<'m>) -> Result<(), Errno> + 'a;
+
+fn huge_page<'m>(mm: &TestMm<'m>, space: &Space<'m>) {
+    mm.mmap(space, Args::anonymous(2 * PMD_SIZE).fixed(HERE)).unwrap();
+    mm.madvise(space, HERE, 2 * PMD_SIZE, Advice::HugePage).unwrap();
+    for page in [0, 3, 511, 512] {
+        store(mm, space, at(page), page + 1).unwrap();
+    }
+}
+
+#[test]
+fn calls_on_a_part_of_a_huge_page() {
+    for site in SITES {
+        let mremap = |pages, flags, new| {
+            let bytes = pages * PAGE;
+            RemapArgs { old: at(0), old_bytes: bytes, new_bytes: bytes, flags, new }
+        };
+        let fixed = RemapFlags::MAYMOVE | RemapFlags::FIXED;
+        let far = HERE + (1 << 40);
+        let calls: [&Call<'_>; 7] = [
+            &|mm, space| mm.munmap(space, at(3), PAGE),
+            &|mm, space| mm.mprotect(space, at(3), PAGE, PageProt::READ),
+            &|mm, space| mm.madvise(space, at(3), PAGE, Advice::DontNeed),
+            &|mm, space| mm.madvise(space, at(3), PAGE, Advice::DontFork),
+            &|mm, space| mm.mlock(space, at(3), PAGE),
+            &|mm, space| mm.mremap(space, mremap(2, fixed, far)).map(drop),
+            &|mm, space| mm.mremap(space, mremap(1024, fixed, far + PAGE)).map(drop),
+        ];
+        for call in calls {
+            assert!(fail_each(site, huge_page, call) >= 1);
+        }
+    }
+}
+
 #[test]
 fn fork_fails_without_a_child_and_leaves_the_parent_as_it_was() {
     for site in SITES {

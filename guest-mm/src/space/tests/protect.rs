@@ -109,6 +109,26 @@ fn offsets_of_files_are_checked() {
     });
 }
 
+/// Nothing was changed, though what lies before the place in question is to be.
+#[test]
+fn ranges_into_the_kernels_half_are_changed_up_to_it() {
+    with_space(|mm, space| {
+        let last = USER_END - PAGE;
+        mm.mmap(space, Args::anonymous(PAGE).fixed(last)).unwrap();
+        let flags = || space.read().lookup(va(last)).unwrap().flags();
+        for bytes in [2 * PAGE, 1 << 60] {
+            mm.mprotect(space, last, PAGE, RW).unwrap();
+            assert_eq!(mm.mprotect(space, last, bytes, PageProt::READ), Err(Errno::ENOMEM));
+            assert!(!flags().contains(VmFlags::WRITE));
+            mm.munlock(space, last, PAGE).unwrap();
+            assert_eq!(mm.mlock(space, last, bytes), Err(Errno::ENOMEM));
+            assert!(flags().contains(VmFlags::LOCKED));
+        }
+        assert_eq!(mm.mprotect(space, USER_END, PAGE, RW), Err(Errno::ENOMEM));
+        assert_eq!(mm.mlock(space, 1 << 62, PAGE), Err(Errno::ENOMEM));
+    });
+}
+
 #[test]
 fn a_part_of_a_huge_page_is_protected_by_splitting_its_leaf() {
     with_space(|mm, space| {

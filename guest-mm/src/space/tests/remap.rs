@@ -1,6 +1,7 @@
 //! mremap.
 
 use super::*;
+use crate::pgtable::{Entry, PteState};
 
 const MAYMOVE: RemapFlags = RemapFlags::MAYMOVE;
 const FIXED: RemapFlags = RemapFlags::MAYMOVE.union(RemapFlags::FIXED);
@@ -114,6 +115,66 @@ fn fixed_replaces_what_is_at_the_target() {
         assert_eq!(layout(space), [(0, 3), (10, 1), (13, 1)]);
         expect(mm, space, at(0), 0, 2);
     });
+}
+
+/// Mappings that grow or merge went on being tracked as if nothing of them were new.
+#[test]
+fn new_moved_and_grown_mappings_count_as_soft_dirty() {
+    let is_dirty = |space: &Space<'_>, page| {
+        space.read().lookup(va(at(page))).unwrap().flags().contains(VmFlags::SOFTDIRTY)
+    };
+    let clear = |space: &Space<'_>, page| {
+        let guard = space.write();
+        let vma = guard.lookup(va(at(page))).unwrap();
+        guard.lock_vma(vma);
+        vma.set_flags(vma.flags() - VmFlags::SOFTDIRTY);
+    };
+    with_space(|mm, space| {
+        filled(mm, space, 0, 4);
+        assert!(is_dirty(space, 0), "new");
+        clear(space, 0);
+        mm.mprotect(space, at(1), PAGE, PageProt::READ).unwrap();
+        assert!(!is_dirty(space, 0) && !is_dirty(space, 1) && !is_dirty(space, 2), "split");
+        mm.mprotect(space, at(1), PAGE, RW).unwrap();
+        assert!(!is_dirty(space, 0), "merged");
+        mm.mremap(space, args(at(0), 4, 4, DONTUNMAP, at(100))).unwrap();
+        assert!(is_dirty(space, 100) && !is_dirty(space, 0), "moved");
+        mm.mremap(space, args(at(0), 4, 5, RemapFlags::empty(), 0)).unwrap();
+        assert!(is_dirty(space, 0), "grown");
+        clear(space, 0);
+        filled(mm, space, 5, 1);
+        assert_eq!(layout(space), [(0, 6), (100, 4)]);
+        assert!(is_dirty(space, 0), "merged with a new one");
+    });
+}
+
+/// The next write to such a page has to be noticed.
+#[test]
+fn a_clean_page_of_a_tracked_mapping_faults_at_its_first_write() {
+    for tracked in [false, true] {
+        with_space(|mm, space| {
+            filled(mm, space, 0, 1);
+            {
+                let guard = space.write();
+                let vma = guard.lookup(va(at(0))).unwrap();
+                guard.lock_vma(vma);
+                let rest = vma.flags() - VmFlags::SOFTDIRTY;
+                vma.set_flags(if tracked { rest } else { rest | VmFlags::SOFTDIRTY });
+            }
+            let here = va(at(0));
+            let leaf = |entry: Entry| {
+                let PteState::Present(pte) = entry.pte() else { panic!("{entry:?}") };
+                pte
+            };
+            let mut table = space.tables().lock_pte(here).unwrap();
+            table.update(here, |entry| leaf(entry).clear_soft_dirty().entry());
+            drop(table);
+            mm.mprotect(space, at(0), PAGE, PageProt::READ).unwrap();
+            mm.mprotect(space, at(0), PAGE, RW).unwrap();
+            let pte = leaf(space.tables().lock_pte(here).unwrap().load(here));
+            assert_eq!((pte.is_writable(), pte.is_soft_dirty()), (!tracked, false));
+        });
+    }
 }
 
 #[test]
