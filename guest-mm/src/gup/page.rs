@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use abi::{PAGE_SIZE, Pfn};
 
 use super::Hold;
-use crate::folio::{FolioPin, FolioRef};
+use crate::folio::{FolioFlags, FolioPin, FolioRef};
 use crate::mm::Mm;
 use crate::platform::Platform;
 
@@ -61,10 +61,15 @@ impl<H> fmt::Debug for UserPage<H> {
 }
 
 impl<'m, P: Platform> Mm<'m, P> {
-    /// Gives a pinned page back.
+    /// Gives a pinned page back. One that was written becomes dirty, below its
+    /// folio's lock (`unpin_user_pages_dirty_lock`): a pin keeps the folio, but only
+    /// the lock keeps it in its file's cache, and so the file. May wait for that lock;
+    /// the caller holds no lock that is inside it.
     pub fn unpin_user_page(&self, page: PagePin<'m>, contents: Contents) {
         let Some(pin) = page.hold else { return };
-        if contents == Contents::Written {
+        // Dirty already, it needs no lock: whoever cleans it finds the pin.
+        if contents == Contents::Written && !pin.has(FolioFlags::DIRTY) {
+            let _locked = pin.lock(self.platform());
             self.mark_folio_dirty(&pin);
         }
         self.unpin(pin);

@@ -149,24 +149,22 @@ impl<'m, P: Platform> Mm<'m, P> {
         let (first, last) = (offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT);
         let mut index = first;
         while let Some(found) = file.pages.find(index..=last) {
-            let next = found.last().checked_add(1);
-            match self.find_get_folio(file, found.index.max(index)) {
-                Some(folio) => {
-                    let folio = folio.into_locked(self.platform());
-                    let is_there = folio.is_at(file.token(), found.index.max(index));
-                    let done = is_there && self.discard_folio(&folio, offset, end);
-                    self.put(folio.unlock());
-                    if !done {
-                        continue;
-                    }
-                }
-                // Somebody else took it out.
-                None => continue,
+            let at = found.index.max(index);
+            // Otherwise somebody else took it out.
+            let Some(folio) = self.find_get_folio(file, at) else { continue };
+            let folio = folio.into_locked(self.platform());
+            // By the locked folio: what was found may have been split since.
+            let next = folio.index() + folio.pages().get();
+            let is_there = folio.is_at(file.token(), at);
+            let done = is_there && self.discard_folio(&folio, offset, end);
+            self.put(folio.unlock());
+            if !done {
+                continue;
             }
-            match next {
-                Some(next) if next <= last => index = next,
-                Some(_) | None => break,
+            if next > last {
+                break;
             }
+            index = next;
         }
     }
 
