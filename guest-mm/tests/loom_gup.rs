@@ -8,6 +8,7 @@
 
 use std::ptr::NonNull;
 
+use guest_mm::folio::mutant::Mutant;
 use guest_mm::folio::{Folio, FolioKind, FolioPin, FolioRef, FrozenFolio};
 use guest_mm::gup::{Grab, Hold, grab};
 use guest_mm::memdesc::{Block, BlockKind, Memdesc, Order, Word, WordCell};
@@ -134,18 +135,29 @@ fn fork(machine: &Machine, folio: &Folio) -> bool {
     !folio.is_pinned()
 }
 
+fn pin_against_fork() {
+    let folio = descriptor();
+    let machine = Machine::new(folio);
+    let theirs = Arc::clone(&machine);
+    let forker = thread::spawn(move || fork(&theirs, folio));
+    let pin = machine.gup::<FolioPin<'static>, true>();
+    let is_shared = forker.join().unwrap();
+    // A pin by a leaf that was not exclusive is refused by its caller.
+    let is_kept = pin.is_some_and(|(seen, _)| seen == MAPPED);
+    assert!(!(is_shared && is_kept), "a pinned page is shared");
+}
+
 #[test]
 fn fork_sees_the_pin_or_the_pin_sees_the_fork() {
+    loom::model(pin_against_fork);
+}
+
+#[test]
+#[should_panic(expected = "a pinned page is shared")]
+fn mutant_without_the_barrier_before_the_look_at_pins_a_pinned_page_is_shared() {
     loom::model(|| {
-        let folio = descriptor();
-        let machine = Machine::new(folio);
-        let theirs = Arc::clone(&machine);
-        let forker = thread::spawn(move || fork(&theirs, folio));
-        let pin = machine.gup::<FolioPin<'static>, true>();
-        let is_shared = forker.join().unwrap();
-        // A pin by a leaf that was not exclusive is refused by its caller.
-        let is_kept = pin.is_some_and(|(seen, _)| seen == MAPPED);
-        assert!(!(is_shared && is_kept), "a pinned page is shared");
+        let _mutant = Mutant::NoBarrierBeforePins.active();
+        pin_against_fork();
     });
 }
 

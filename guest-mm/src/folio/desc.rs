@@ -131,6 +131,10 @@ impl Folio {
     /// sees the pin of everybody who found that leaf and did not see it gone:
     /// the fence pairs with the one in [`FolioRef::pin`](super::FolioRef::pin).
     pub fn is_pinned(&self) -> bool {
+        #[cfg(loom)]
+        if super::mutant::Mutant::NoBarrierBeforePins.is_active() {
+            return self.pincount() != 0;
+        }
         fence(Ordering::SeqCst);
         self.pincount() != 0
     }

@@ -9,6 +9,8 @@ pub enum Mutant {
     NoWordRecheck,
     /// The count of a new folio is written with its other fields, by a plain store.
     PlainRefcount,
+    /// Whoever took a leaf away looks for pins without a barrier between the two.
+    NoBarrierBeforePins,
     /// A page-cache lookup does not look at the slot again.
     NoSlotRecheck,
 }
