@@ -60,7 +60,7 @@ pub enum Discrepancy {
         /// Pages counted.
         counted: u64,
     },
-    /// A slab's descriptor is not where its word says, or belongs to no cache in the scope.
+    /// A slab's descriptor is not where its word says.
     BadSlab(Pfn),
     /// A cache counts other slabs or objects than the words show.
     CacheCount {

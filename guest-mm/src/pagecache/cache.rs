@@ -62,11 +62,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// The folio that the cache has at page `index`, with a reference. Takes no lock.
     pub fn find_get_folio(&self, file: &FileMapping<'m, P>, index: u64) -> Option<FolioRef<'m>> {
         loop {
-            let section = self.base().rcu.read(self.platform().cpu());
-            // SAFETY: a section of the base's domain; entries come from `add_to_page_cache`.
-            let seen = unsafe { cache_glance(&file.pages, &section, file.token(), index) };
-            drop(section);
-            match seen {
+            match self.glance_at_cache(file, index) {
                 CacheGlance::Folio(folio) => return Some(folio),
                 CacheGlance::Absent => return None,
                 CacheGlance::Frozen => {}
@@ -74,6 +70,13 @@ impl<'m, P: Platform> Mm<'m, P> {
             }
             self.platform().relax();
         }
+    }
+
+    /// One look at what the cache has at page `index`.
+    pub(crate) fn glance_at_cache(&self, file: &FileMapping<'m, P>, index: u64) -> CacheGlance<'m> {
+        let section = self.base().rcu.read(self.platform().cpu());
+        // SAFETY: a section of the base's domain; entries come from `add_to_page_cache`.
+        unsafe { cache_glance(&file.pages, &section, file.token(), index) }
     }
 
     /// Puts a folio into the cache, at page `index`, a multiple of its pages. The

@@ -38,5 +38,6 @@ pub(super) fn take<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     for discrepancy in census.discrepancies().iter() {
         ctx.print(format_args!("DISCREPANCY: {discrepancy}"));
     }
-    check_eq(census.discrepancies().total(), 0, "discrepancies")
+    check_eq(census.discrepancies().total(), 0, "discrepancies")?;
+    check_eq(census.pins, 0, "pins")
 }

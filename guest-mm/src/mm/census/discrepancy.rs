@@ -49,7 +49,7 @@ pub enum MmDiscrepancy {
         /// The folio.
         folio: Pfn,
     },
-    /// A leaf allows writing to an anonymous page that others may share.
+    /// A leaf allows writing to an anonymous page that others may share, or to the zero page.
     SharedWritable {
         /// The space.
         space: u32,
@@ -96,6 +96,33 @@ pub enum MmDiscrepancy {
     Words(Pfn),
     /// A folio is frozen, though everything is quiet.
     Frozen(Pfn),
+    /// A folio is locked, though everything is quiet.
+    Locked(Pfn),
+    /// A leaf waits for the end of a migration that nobody is doing.
+    Migrating {
+        /// The space.
+        space: u32,
+        /// The leaf.
+        at: VirtAddr,
+        /// The frame.
+        frame: Pfn,
+    },
+    /// The queue of folios to be split has others than say so.
+    DeferredSplits {
+        /// Folios by the queue's count.
+        queued: u64,
+        /// Folios that say they are in it.
+        found: u64,
+    },
+    /// A slab cache has objects in use that nothing leads to, or the other way round.
+    Objects {
+        /// The cache's name.
+        cache: &'static str,
+        /// Objects in use.
+        counted: u64,
+        /// Objects found.
+        found: u64,
+    },
     /// References that nothing explains, or too few.
     References {
         /// The folio.
@@ -133,6 +160,13 @@ pub enum MmDiscrepancy {
     LruMembers,
     /// Swap slots.
     Swap(SwapDiscrepancy),
+    /// Folios say they are in the swap cache that no slot names, or the other way round.
+    SwapCached {
+        /// Slots with a folio.
+        slots: u64,
+        /// Folios that say they have a slot.
+        folios: u64,
+    },
     /// Swap leaves and the slots' counts differ.
     SwapLeaves {
         /// Sum of the slots' counts.
@@ -186,6 +220,19 @@ impl fmt::Display for MmDiscrepancy {
             }
             Self::Words(folio) => write!(f, "words of folio {folio} are not all its own"),
             Self::Frozen(folio) => write!(f, "folio {folio} is frozen"),
+            Self::Locked(folio) => write!(f, "folio {folio} is locked"),
+            Self::Migrating { space, at, frame } => {
+                write!(f, "space {space}, {at}: nobody is moving frame {frame}")
+            }
+            Self::DeferredSplits { queued, found } => {
+                write!(f, "{queued} folios are queued to be split, {found} say so")
+            }
+            Self::Objects { cache, counted, found } => {
+                write!(f, "cache {cache} has {counted} objects in use, {found} were found")
+            }
+            Self::SwapCached { slots, folios } => {
+                write!(f, "{slots} swap slots have a folio, {folios} folios a slot")
+            }
             Self::References { folio, counted, explained } => {
                 write!(f, "folio {folio} has {counted} references, of which {explained} explained")
             }

@@ -1,6 +1,7 @@
 //! Every folio: its words, its references.
 
 use core::ops::ControlFlow;
+use core::ptr::NonNull;
 
 use abi::Pfn;
 
@@ -52,8 +53,8 @@ impl<P: Platform> Taking<'_, '_, P> {
     fn folio(&mut self, folio: &Folio) {
         let head = folio.pfn();
         let words = self.mm.memory().words();
-        let first = words.load(head);
-        let whole = folio.range().iter().all(|pfn| words.load(pfn) == first);
+        let own = folio.kind().word_of(NonNull::from(folio));
+        let whole = folio.range().iter().all(|pfn| words.load(pfn) == Ok(own));
         self.check(whole && head.is_aligned(folio.order().get()), || MmDiscrepancy::Words(head));
 
         let pages = folio.pages().get();
@@ -72,7 +73,12 @@ impl<P: Platform> Taking<'_, '_, P> {
             explained,
         });
 
+        self.check(!folio.is_locked(), || MmDiscrepancy::Locked(head));
+
         self.census.folios += 1;
+        self.census.pins += u64::from(folio.pincount());
+        self.sums.deferred += u64::from(folio.has(FolioFlags::DEFERRED_SPLIT));
+        self.sums.swap_cached += u64::from(in_swap_cache);
         let weight = folio_weight(head);
         self.sums.mapped += mapcount;
         self.sums.mapcounts = self.sums.mapcounts.wrapping_add(weight.wrapping_mul(mapcount));

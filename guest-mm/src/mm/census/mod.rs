@@ -6,7 +6,7 @@
 //! counts: each folio has a pseudo-random weight, and the sum of weights over
 //! all leaves must be the sum of weight times mapcount over all folios. Any one
 //! difference shows for certain, several of them cancel with a probability of
-//! 2^-64. The same for caches and swap slots. Only when sums differ, folios
+//! 2^-63. The same for caches and swap slots. Only when sums differ, folios
 //! are looked at one by one.
 //!
 //! Exact when nobody faults, maps or reclaims, and what waits for readers has been freed
@@ -25,6 +25,7 @@ use super::Mm;
 use crate::census::{BalloonClaim, Census, CensusScope};
 use crate::memdesc::Kind;
 use crate::platform::Platform;
+use crate::slab::KmemCache;
 use crate::swap::SwapCensus;
 
 /// The result of a census of the memory manager.
@@ -42,6 +43,8 @@ pub struct MmCensus {
     pub folios: u64,
     /// Folios in files' caches.
     pub cached: u64,
+    /// Pins on folios. Each explains a reference: whether its holder lives only the caller knows.
+    pub pins: u64,
     /// Swap slots.
     pub swap: SwapCensus,
     discrepancies: MmDiscrepancies,
@@ -80,14 +83,19 @@ struct Sums {
     listed: u64,
     /// Over folios that say they are on one.
     on_lru: u64,
+    /// Folios that say they are queued to be split.
+    deferred: u64,
+    /// Folios that say they are in the swap cache.
+    swap_cached: u64,
 }
 
-/// The weight of a number: SplitMix64 (Steele, Lea, Flood 2014).
+/// The weight of a number: SplitMix64 (Steele, Lea, Flood 2014). Odd, so that no
+/// multiple of one weight by less than 2^64 is 0.
 const fn weight(number: u64) -> u64 {
     let mut x = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+    (x ^ (x >> 31)) | 1
 }
 
 const fn folio_weight(head: Pfn) -> u64 {
@@ -113,6 +121,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             leaves: 0,
             folios: 0,
             cached: 0,
+            pins: 0,
             swap: SwapCensus::default(),
             discrepancies: MmDiscrepancies::default(),
         };
@@ -121,6 +130,8 @@ impl<'m, P: Platform> Mm<'m, P> {
         taking.spaces();
         taking.files();
         taking.folios();
+        taking.deferred_splits();
+        taking.descriptors();
         taking.rmap();
         taking.swap();
         taking.lru();
@@ -145,6 +156,31 @@ impl<P: Platform> Taking<'_, '_, P> {
         self.check(counted == found, || MmDiscrepancy::TableFrames { counted, found });
     }
 
+    /// Checks that the queue of folios to be split has those that say so.
+    fn deferred_splits(&mut self) {
+        let (queued, found) = (self.mm.deferred_splits(), self.sums.deferred);
+        self.check(queued == found, || MmDiscrepancy::DeferredSplits { queued, found });
+    }
+
+    /// Checks that each descriptor in use is named by a word.
+    fn descriptors(&mut self) {
+        let caches = &self.mm.base().caches;
+        let blocks = |kind| self.census.memory.blocks(kind);
+        let (tables, movable, zpdescs) =
+            (blocks(Kind::PtDesc), blocks(Kind::Movable), blocks(Kind::ZpDesc));
+        self.objects(caches.folio.kmem(), self.census.folios);
+        self.objects(&caches.ptdesc, tables);
+        self.objects(caches.movable.kmem(), movable);
+        self.objects(caches.zpdesc.kmem(), zpdescs);
+    }
+
+    /// Checks that a cache has as many objects in use as were `found`.
+    fn objects(&mut self, cache: &KmemCache, found: u64) {
+        let counted = cache.stats(self.mm.memory()).in_use;
+        let cache = cache.name();
+        self.check(counted == found, || MmDiscrepancy::Objects { cache, counted, found });
+    }
+
     fn rmap(&mut self) {
         let discrepancies = &mut self.census.discrepancies;
         self.mm.rmap_census(&mut |found| discrepancies.add(MmDiscrepancy::Rmap(found)));
@@ -162,6 +198,8 @@ impl<P: Platform> Taking<'_, '_, P> {
         let (counted, leaves) = (swap.leaves, self.sums.swapped);
         let agree = counted == leaves && sum == self.sums.swap_leaves;
         self.check(agree, || MmDiscrepancy::SwapLeaves { counted, leaves });
+        let (slots, folios) = (u64::from(swap.cached), self.sums.swap_cached);
+        self.check(slots == folios, || MmDiscrepancy::SwapCached { slots, folios });
         self.census.swap = swap;
     }
 

@@ -5,7 +5,6 @@ use abi::Pfn;
 use super::{MmDiscrepancy, Taking, folio_weight, weight};
 use crate::addr::VirtAddr;
 use crate::folio::FolioKind;
-use crate::memdesc::Tag;
 use crate::pgtable::{
     LeafState, Location, PageProt, Pte, SizedLeaf, TableDiscrepancy, TableVisitor, Target,
 };
@@ -93,7 +92,7 @@ impl<P: Platform> SpaceWalk<'_, '_, '_, P> {
     fn mapped(&mut self, at: VirtAddr, pte: Pte, pages: u64) {
         let (mm, space) = (self.taking.mm, self.space);
         if pte.is_special() {
-            return;
+            return self.zero_page(at, pte, pages);
         }
         let Ok(folio) = mm.folio_of(pte.pfn()) else {
             return self.add(MmDiscrepancy::NoFolio { space, at, frame: pte.pfn() });
@@ -121,6 +120,33 @@ impl<P: Platform> SpaceWalk<'_, '_, '_, P> {
     }
 }
 
+impl<P: Platform> SpaceWalk<'_, '_, '_, P> {
+    /// A leaf whose page nobody counts: only the zero page, and nobody may write to that.
+    fn zero_page(&mut self, at: VirtAddr, pte: Pte, pages: u64) {
+        let (zero, space) = (self.taking.mm.base().zero_page, self.space);
+        if pte.pfn() != zero || pages != 1 {
+            self.add(MmDiscrepancy::NoFolio { space, at, frame: pte.pfn() });
+        } else if pte.is_writable() {
+            self.add(MmDiscrepancy::SharedWritable { space, at, folio: zero });
+        }
+    }
+
+    /// A leaf whose page is being moved: whoever moves it has its folio locked.
+    fn migrating(&mut self, at: VirtAddr, frame: Pfn, pages: u64) {
+        let mm = self.taking.mm;
+        let folio = mm.folio_of(frame);
+        let is_anon = folio.as_ref().is_ok_and(|folio| folio.is_anon());
+        if !folio.as_ref().is_ok_and(|folio| folio.is_locked()) {
+            self.add(MmDiscrepancy::Migrating { space: self.space, at, frame });
+        }
+        if let Ok(folio) = folio {
+            mm.put(folio);
+        }
+        // No mapcount, but still a page of the space.
+        self.rss[usize::from(!is_anon)] += pages;
+    }
+}
+
 impl<P: Platform> TableVisitor for SpaceWalk<'_, '_, '_, P> {
     fn leaf(&mut self, at: VirtAddr, leaf: SizedLeaf) {
         match leaf.state {
@@ -141,12 +167,7 @@ impl<P: Platform> TableVisitor for SpaceWalk<'_, '_, '_, P> {
                 // Device memory holds anonymous pages only.
                 Target::Mapped(Location::DevOffset(_))
                 | Target::Migrating(Location::DevOffset(_)) => self.rss[0] += leaf.pages(),
-                // In flight: no mapcount, but still a page of the space.
-                Target::Migrating(Location::Pfn(pfn)) => {
-                    let word = self.taking.mm.memory().words().load(pfn);
-                    let is_anon = word.is_ok_and(|word| word.tag() == Tag::Anon);
-                    self.rss[usize::from(!is_anon)] += leaf.pages();
-                }
+                Target::Migrating(Location::Pfn(pfn)) => self.migrating(at, pfn, leaf.pages()),
             },
         }
     }

@@ -395,8 +395,10 @@ fn device_and_migration_leaves_are_counted_alike_by_census_and_unmapping() {
     let consistent = || {
         let census = world.mm.census(&[]);
         let found = census.discrepancies().iter().map(ToString::to_string);
-        // The reference of the migration is the only thing that nothing explains.
-        found.filter(|text| !text.contains("reference")).collect::<Vec<_>>()
+        // The reference of the migration is the only thing that nothing explains, and
+        // nobody has the folio locked.
+        let is_known = |text: &String| text.contains("reference") || text.contains("moving");
+        found.filter(|text| !is_known(text)).collect::<Vec<_>>()
     };
     assert_eq!(consistent(), Vec::<String>::new());
     world.mm.unmap_leaves(&space, pages(HERE_PAGE, 16)).unwrap();
