@@ -60,3 +60,6 @@ fn check(va: u64, pages: usize, flags: GupFlags, is_pin: bool) -> Result<VirtAdd
     let end = start.checked_add(bytes).ok_or(Errno::EOVERFLOW)?;
     VirtAddr::new(end).and(VirtAddr::new(start)).ok_or(Errno::EFAULT)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
