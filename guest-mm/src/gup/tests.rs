@@ -17,7 +17,7 @@ use crate::testing::{self, TestPlatform};
 type Pins<'m> = [Option<PagePin<'m>>; 4];
 
 fn base() -> Base<TestPlatform> {
-    Base::new(testing::memory(2048)).unwrap()
+    Base::new(testing::memory(2048)).expect("a memory manager")
 }
 
 /// Runs `test` with a process that has four pages; nothing is left afterwards.
@@ -27,8 +27,8 @@ fn with_pages(test: impl FnOnce(&Process<'_, '_, TestPlatform>, u64)) {
     mm.settle();
     let before = mm.memory().free_pages();
     {
-        let process = Process::new(&mm).unwrap();
-        let pages = process.mmap(MmapArgs::anonymous(4 * PAGE_SIZE)).unwrap();
+        let process = Process::new(&mm).expect("a process");
+        let pages = process.mmap(MmapArgs::anonymous(4 * PAGE_SIZE)).expect("four pages");
         test(&process, pages);
     }
     mm.settle();
