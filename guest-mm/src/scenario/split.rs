@@ -151,8 +151,12 @@ impl<'m, M: Machine> Shared<'_, 'm, M> {
         let mut rng = self.rng.stream(0);
         let mm = self.process.mm();
         for round in 0.. {
-            // On a busy host the others may start late: goes on until they have stored something, within bounds.
-            let is_enough = round >= self.rounds && self.stores.load(Ordering::Relaxed) > 0;
+            // On a busy host the others may start late, or be in the way of every try: goes on until all has happened
+            // once, within bounds.
+            let is_enough = round >= self.rounds
+                && [&self.splits, &self.moves, &self.stores]
+                    .iter()
+                    .all(|count| count.load(Ordering::Relaxed) > 0);
             if is_enough || round >= self.rounds.saturating_mul(LATE) || self.is_over() {
                 break;
             }
