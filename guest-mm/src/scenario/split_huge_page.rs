@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use abi::PAGE_SIZE;
 
 use super::cow::{How, Kind, Memory};
-use super::{Case, Ctx, Machine, OrFail, Outcome, check, check_eq, check_err};
+use super::{Case, Ctx, Machine, OrFail, Outcome, Process, check, check_eq, check_err};
 use crate::addr::VirtAddr;
 use crate::errno::Errno;
 use crate::gup::GupFlags;
@@ -54,9 +54,18 @@ fn first_folio<M: Machine>(memory: &Memory<'_, '_, M>) -> Result<u64, super::Fai
 
 /// Splits the folio behind the first page.
 fn split<M: Machine>(memory: &Memory<'_, '_, M>, order: Order) -> Result<(), Errno> {
-    let mm = memory.process.mm();
+    split_at(&memory.process, memory.start, order)
+}
+
+/// Splits the folio that is mapped at `va`.
+pub(super) fn split_at<M: Machine>(
+    process: &Process<'_, '_, M>,
+    va: u64,
+    order: Order,
+) -> Result<(), Errno> {
+    let mm = process.mm();
     let mut page = [None];
-    mm.get_user_pages(memory.process.space(), memory.start, GupFlags::empty(), &mut page)?;
+    mm.get_user_pages(process.space(), va, GupFlags::empty(), &mut page)?;
     let folio = page[0].take().and_then(crate::gup::UserPage::into_hold).ok_or(Errno::EFAULT)?;
     let locked = folio.lock(mm.platform());
     let split = mm.split_folio(&folio, order);

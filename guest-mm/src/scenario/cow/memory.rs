@@ -4,11 +4,13 @@ use core::fmt;
 
 use abi::PAGE_SIZE;
 
+use super::super::split_huge_page::split_at;
 use super::super::{Ctx, Failure, Machine, Outcome, Process, check};
 use super::OLD;
 use crate::addr::{PMD_SIZE, VirtAddr};
 use crate::errno::Errno;
 use crate::gup::{Contents, GupFlags, PagePin};
+use crate::memdesc::Order;
 use crate::mm::Mm;
 use crate::pgtable::{Found, PageProt, PmdState, PteState};
 use crate::space::{Advice, MmapArgs, RemapArgs, RemapFlags};
@@ -206,6 +208,13 @@ impl<'a, 'm, M: Machine> Memory<'a, 'm, M> {
 
     /// `None` if something stayed in memory.
     fn swap_out(self) -> Result<Option<Self>, Failure> {
+        // MADV_PAGEOUT leaves large folios alone. The first split leaves single pages, so the others find nothing to do.
+        for page in 0..self.pages {
+            match split_at(&self.process, self.start + page * PAGE_SIZE, Order::ZERO) {
+                Ok(()) | Err(Errno::EINVAL) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         match self.process.madvise(self.start, self.bytes(), Advice::PageOut) {
             Ok(()) => Ok(self.is_swapped().then_some(self)),
             Err(Errno::EINVAL) => Ok(None),
