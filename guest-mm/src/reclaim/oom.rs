@@ -13,8 +13,11 @@ use crate::sync::shim::Ordering;
 
 /// Rounds of one allocation's [`Mm::make_room`].
 const MAX_ROUNDS: u32 = 32;
-/// Looks at a process that was killed and still has memory, before another is.
+/// Looks at a process that was killed and still has memory, before another is: at least so many …
 const MAX_WAITS: u32 = 4096;
+/// … and for at least so long, where the clock runs: a host with more vCPUs than cores may keep the one that is to
+/// give the memory back from running for a while.
+const MAX_WAIT_NS: u64 = 2_000_000_000;
 
 /// Somebody who keeps memory for the case that there is none: the balloon, when
 /// DEFLATE_ON_OOM is negotiated.
@@ -41,6 +44,18 @@ impl core::error::Error for OutOfMemory {}
 pub struct Attempts {
     rounds: u32,
     waits: u32,
+    /// When it began to wait for somebody who dies.
+    waiting_since: Option<u64>,
+}
+
+impl Attempts {
+    /// Whether to look once more at somebody who dies.
+    fn may_wait(&mut self, now_ns: u64) -> bool {
+        self.waits += 1;
+        let waited = now_ns.saturating_sub(*self.waiting_since.get_or_insert(now_ns));
+        // A clock that stands still is a test's: then looks alone count.
+        self.waits < MAX_WAITS || (waited > 0 && waited < MAX_WAIT_NS)
+    }
 }
 
 impl<'m, P: Platform> Mm<'m, P> {
@@ -109,8 +124,8 @@ impl<'m, P: Platform> Mm<'m, P> {
         if self.reclaim.is_killing.swap(true, Ordering::Acquire) {
             // Somebody else kills: what comes free is for all.
             self.platform().relax();
-            attempts.waits += 1;
-            return if attempts.waits < MAX_WAITS { Ok(()) } else { Err(OutOfMemory) };
+            let may_wait = attempts.may_wait(self.platform().now_ns());
+            return if may_wait { Ok(()) } else { Err(OutOfMemory) };
         }
         let ended = self.kill_and_reap(attempts);
         self.reclaim.is_killing.store(false, Ordering::Release);
@@ -123,8 +138,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         }
         if self.is_somebody_dying() {
             self.platform().relax();
-            attempts.waits += 1;
-            if attempts.waits < MAX_WAITS {
+            if attempts.may_wait(self.platform().now_ns()) {
                 return Ok(());
             }
         }
@@ -221,5 +235,24 @@ impl<'m, P: Platform> Mm<'m, P> {
             let zapped = self.zap_leaves(space, vma.range(), ZapRules::UNMAP);
             debug_assert!(zapped.is_ok(), "no PMD leaf lies across a VMA's end: {zapped:?}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A victim that its host did not let run was given up after some milliseconds of looks, and another was killed.
+    #[test]
+    fn who_dies_slowly_is_waited_for_by_time_and_by_looks() {
+        let mut attempts = Attempts::default();
+        let looks = (0..).take_while(|look| attempts.may_wait(1_000 * look)).count() as u64;
+        assert_eq!(looks, MAX_WAIT_NS / 1_000, "by time, where looks are quick");
+        let mut attempts = Attempts::default();
+        let slow = (0..).take_while(|look| attempts.may_wait(MAX_WAIT_NS * look)).count();
+        assert_eq!(slow, MAX_WAITS as usize - 1, "by looks, where they are slow");
+        let mut attempts = Attempts::default();
+        let still = (0..).take_while(|_| attempts.may_wait(7)).count();
+        assert_eq!(still, MAX_WAITS as usize - 1, "by looks, where the clock stands still");
     }
 }
