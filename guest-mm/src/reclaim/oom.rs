@@ -142,6 +142,11 @@ impl<'m, P: Platform> Mm<'m, P> {
                 return Ok(());
             }
         }
+        // What a process that ended meanwhile left is found by trying again.
+        let has_room = self.memory().free_pages().get() > self.memory().watermarks().min;
+        if has_room && attempts.may_wait(self.platform().now_ns()) {
+            return Ok(());
+        }
         let Some(victim) = self.select_victim() else {
             self.reclaim.count(ReclaimEvent::NobodyToKill);
             return Err(OutOfMemory);

@@ -54,6 +54,23 @@ fn without_swap_the_process_itself_is_killed_and_the_next_one_lives() {
     world.end();
 }
 
+/// Between an allocation that failed and the choice of a victim another process may end: the one that asked was
+/// killed though memory had come free.
+#[test]
+fn nobody_is_killed_once_there_is_room_again() {
+    let world = World::new(512);
+    let process = world.process();
+    let start = world.map(&process, 20);
+    world.fill(&process, start, 20, 1).unwrap();
+    for _ in 0..100 {
+        assert_eq!(world.mm.make_room(&mut Attempts::default()), Ok(()));
+    }
+    assert!(!process.is_dead() && world.mm.reclaim_stats().killed == 0);
+    world.verify(&process, start, 20, 1);
+    world.exit(process);
+    world.end();
+}
+
 /// Fork once made a child of what the reaper had left: one that reads zeros.
 #[test]
 fn a_killed_process_has_no_children() {
