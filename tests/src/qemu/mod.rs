@@ -43,7 +43,7 @@ pub fn qemu_or_skip() -> bool {
 /// QEMU, and what its microvm reads when it starts: firmware, and the ROM that boots a PVH kernel. QEMU looks for them
 /// where its own place leads it, so that a copy has to keep their places.
 pub fn qemu_files() -> impl Iterator<Item = PathBuf> {
-    let data = ["qboot.rom", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin"];
+    let data = ["qboot.rom", "bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin"];
     let data = data.map(|name| Path::new("/usr/share/qemu").join(name));
     qemu_path().into_iter().chain(data).filter(|path| path.is_file())
 }
