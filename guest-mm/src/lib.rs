@@ -24,6 +24,8 @@ pub mod gup;
 pub mod memdesc;
 pub mod memory;
 #[cfg(not(loom))]
+pub mod migrate;
+#[cfg(not(loom))]
 pub mod mm;
 #[cfg(not(loom))]
 pub mod objects;

@@ -95,6 +95,8 @@ const STEPS: &[(State, State)] = &[
     (held(Kind::Frozen), held(Kind::Transit)),
     (held(Kind::Transit), held(Kind::Frozen)),
     (held(Kind::Transit), offline(Hold::Parked)),
+    // Its owner could not go over after all.
+    (offline(Hold::Parked), held(Kind::Transit)),
 ];
 
 /// Kinds that an allocated block may take on and give up again.

@@ -13,6 +13,7 @@ mod isolate;
 mod no_alloc;
 mod offline;
 mod pcp;
+mod transit;
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -25,6 +26,7 @@ pub use isolate::{IsolateError, IsolatedBlock};
 pub use no_alloc::NoAlloc;
 pub use offline::{ClaimError, OfflineBlock};
 pub use pcp::PCP_ORDERS;
+pub use transit::TransitFrames;
 
 use crate::buddy::{BuddyCounters, FrameMap, Watermarks, Zone};
 use crate::memdesc::{Order, WordTable};

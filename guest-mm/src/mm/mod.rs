@@ -19,6 +19,7 @@ use crate::fault::{DeviceSlot, FaultCounters};
 use crate::folio::{DeferredSplit, Folio};
 use crate::memdesc::{BlockKind, Order};
 use crate::memory::{AllocError, Memory};
+use crate::migrate::Registry;
 use crate::objects::{MovableDesc, ZpDesc};
 use crate::pagecache::{FileMapping, Files};
 use crate::pgtable::{PtDesc, TableState};
@@ -207,6 +208,8 @@ pub struct Mm<'m, P: Platform> {
     pub(crate) reclaim: Reclaim<'m>,
     /// Folios in the order in which reclaim looks at them.
     pub(crate) lru: Lru,
+    /// Who moves pages that are no folios.
+    pub(crate) movable_ops: Registry<'m, P>,
     /// Where anonymous pages go.
     pub(crate) swap: Swap<'m, P>,
 }
@@ -225,6 +228,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             deferred_split: DeferredSplit::new(),
             reclaim: Reclaim::new(),
             lru: Lru::new(),
+            movable_ops: Registry::new(),
             swap: Swap::new(),
         }
     }
