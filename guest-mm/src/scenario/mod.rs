@@ -35,6 +35,7 @@ pub mod xarray;
 use core::fmt;
 
 pub use args::{Args, MAX_ROUNDS, Mutant};
+pub use bench::Samples;
 pub use digest::Digest;
 pub use failure::{Failure, OrFail, check, check_eq, check_err};
 pub use machine::{Access, Machine, Signal};
@@ -134,6 +135,12 @@ impl Name {
     /// The scenario called `name`.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|scenario| scenario.spec().name == name)
+    }
+
+    /// Whether it measures, which says nothing of right and wrong.
+    pub fn is_measurement(self) -> bool {
+        let name = self.spec().name;
+        name == "bench-mm" || name.starts_with("exp-")
     }
 
     /// What it is.

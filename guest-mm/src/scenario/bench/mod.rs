@@ -6,7 +6,10 @@
 
 mod grace;
 mod paths;
+mod samples;
 mod sharing;
+
+pub use samples::Samples;
 
 use super::{Ctx, Machine, Outcome};
 use crate::bench::{Bench, Figure, layout, primitive};
