@@ -192,7 +192,11 @@ fn an_isolated_frame_goes_back_or_to_migration_and_nowhere_else() {
         let isolated = State { kind, hold: Hold::Isolated };
         let reachable: Vec<State> = all_states().filter(|&to| is_legal(isolated, to)).collect();
         let movable = State { kind, hold: Hold::Movable };
-        assert_eq!(reachable.len(), 2, "{kind:?}: {reachable:?}");
+        // An offline block can be cut, or taken back by a driver whose device has it.
+        let more = [isolated, State { kind, hold: Hold::Parked }];
+        let more = if kind == Kind::Offline { &more[..] } else { &[] };
+        assert_eq!(reachable.len(), 2 + more.len(), "{kind:?}: {reachable:?}");
+        assert!(more.iter().all(|state| reachable.contains(state)));
         assert!(reachable.contains(&movable) && reachable.contains(&State::held(Kind::Frozen)));
     }
 }
@@ -201,7 +205,9 @@ fn an_isolated_frame_goes_back_or_to_migration_and_nowhere_else() {
 fn a_frame_that_others_may_find_stays_its_owners_until_it_is_claimed() {
     for from in all_states().filter(|from| matches!(from.hold, Hold::Parked | Hold::Movable)) {
         for to in all_states().filter(|&to| is_legal(from, to)) {
-            assert_eq!(to.kind, from.kind, "{from:?} -> {to:?}");
+            // A destination that its new owner parked and could not go over to after all.
+            let undone = from.hold == Hold::Parked && to == State::held(Kind::Transit);
+            assert!(undone || to.kind == from.kind, "{from:?} -> {to:?}");
             let isolates = to.hold == Hold::Isolated;
             assert!(!isolates || from.hold == Hold::Movable, "{from:?} -> {to:?}");
         }

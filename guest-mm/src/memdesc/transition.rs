@@ -91,6 +91,10 @@ const STEPS: &[(State, State)] = &[
     (offline(Hold::Movable), offline(Hold::Isolated)),
     (offline(Hold::Isolated), offline(Hold::Movable)),
     (offline(Hold::Isolated), held(Kind::Frozen)),
+    // An isolated block is cut to the page that shall move, or its driver takes it back.
+    (offline(Hold::Isolated), offline(Hold::Isolated)),
+    (held(Kind::Tail), offline(Hold::Parked)),
+    (offline(Hold::Isolated), offline(Hold::Parked)),
     // Migration destinations.
     (held(Kind::Frozen), held(Kind::Transit)),
     (held(Kind::Transit), held(Kind::Frozen)),

@@ -1,5 +1,6 @@
 //! Destinations of migration: allocated, and nobody can find them yet.
 
+use core::cell::Cell;
 use core::fmt;
 
 use abi::{PageCount, Pfn};
@@ -22,6 +23,9 @@ pub struct TransitFrames {
     head: Pfn,
     order: Order,
     reported: bool,
+    /// Somebody has taken the block. The word said so at that moment; by now the
+    /// block may have moved on, and even be in transit anew.
+    taken: Cell<bool>,
 }
 
 impl TransitFrames {
@@ -38,6 +42,16 @@ impl TransitFrames {
     /// Number of pages.
     pub const fn pages(&self) -> PageCount {
         self.order.pages()
+    }
+
+    /// Whether somebody has taken the block by this handle.
+    pub const fn is_taken(&self) -> bool {
+        self.taken.get()
+    }
+
+    /// Notes that somebody has taken the block, or given it back.
+    pub(crate) fn set_taken(&self, taken: bool) {
+        self.taken.set(taken);
     }
 
     pub(crate) const fn word(&self) -> Word {
@@ -58,7 +72,8 @@ impl<P: Platform> Memory<P> {
     /// The word is not what the handle says; the frames are leaked, not risked.
     pub fn put_in_transit(&self, frames: FrozenFrames) -> Result<TransitFrames, TransitionError> {
         let reported = frames.was_reported();
-        let transit = TransitFrames { head: frames.head(), order: frames.order(), reported };
+        let (head, order) = (frames.head(), frames.order());
+        let transit = TransitFrames { head, order, reported, taken: Cell::new(false) };
         self.transition(transit.head, frames.word(), transit.word())?;
         Ok(transit)
     }
@@ -92,6 +107,7 @@ impl<P: Platform> Memory<P> {
     ) -> Result<Pfn, TransitionError> {
         let parked = offline_word(transit.order, driver, Hold::Parked);
         self.transition(transit.head, transit.word(), parked)?;
+        transit.set_taken(true);
         Ok(transit.head)
     }
 
@@ -105,6 +121,8 @@ impl<P: Platform> Memory<P> {
         driver: DriverId,
     ) -> Result<(), TransitionError> {
         let parked = offline_word(transit.order, driver, Hold::Parked);
-        self.transition(transit.head, parked, transit.word())
+        self.transition(transit.head, parked, transit.word())?;
+        transit.set_taken(false);
+        Ok(())
     }
 }

@@ -12,7 +12,7 @@
 mod ops;
 mod registry;
 
-pub use ops::{MigrateError, MigrateMode, Migrated, MovableKind, MovableOps};
+pub use ops::{MigrateError, MigrateMode, Migrated, MovableKind, MovableOps, Move, SourceMemory};
 pub(crate) use registry::Registry;
 pub use registry::{OpsGuard, RegisterError, UnregisterError};
 

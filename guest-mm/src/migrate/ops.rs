@@ -21,14 +21,34 @@ pub enum MigrateMode {
     Sync,
 }
 
-/// How a migration that did not fail ended. Either way the source is the core's.
+/// How a migration that did not fail ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Migrated {
-    /// The owner uses the destination, whose word says so, in place of the source.
-    Moved,
-    /// The owner has given the source up and not taken the destination (what a
-    /// driver of Linux says by `-ENOENT`): the balloon got smaller by a page.
-    Released,
+    /// The owner uses the destination, whose word says so, in place of the
+    /// source, which is the core's to free.
+    Moved(SourceMemory),
+    /// The owner has given the source up, which is the core's to free, and not
+    /// taken the destination (what a driver of Linux says by `-ENOENT`): the
+    /// balloon got smaller by a page.
+    Released(SourceMemory),
+    /// The owner has both: the destination, whose word says so, and again the
+    /// source, whose word it has changed itself from *isolated*. The core
+    /// touches neither. So ends what a device does not answer in the middle.
+    Kept,
+}
+
+/// What is behind a source that its owner has given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SourceMemory {
+    /// Anything, as far as the owner knows ([`Memory::free_frozen`]).
+    ///
+    /// [`Memory::free_frozen`]: crate::memory::Memory::free_frozen
+    Present,
+    /// Nothing: the host holds no memory for it, it reads as zero until
+    /// somebody writes ([`Memory::free_reported`]).
+    ///
+    /// [`Memory::free_reported`]: crate::memory::Memory::free_reported
+    Discarded,
 }
 
 /// Why a page was not migrated. The source is its owner's again.
@@ -100,6 +120,24 @@ impl MovableKind {
     }
 }
 
+/// One of several pages that migrate at once.
+#[derive(Debug)]
+pub struct Move {
+    /// Head of the isolated block.
+    pub src: Pfn,
+    /// Where it shall go, of the same order.
+    pub dst: TransitFrames,
+    /// How it ended: [`MovableOps::migrate`]'s answer, written by the owner.
+    pub ended: Result<Migrated, MigrateError>,
+}
+
+impl Move {
+    /// A move that has not begun.
+    pub const fn new(src: Pfn, dst: TransitFrames) -> Self {
+        Self { src, dst, ended: Err(MigrateError::Again) }
+    }
+}
+
 /// What the owner of a kind of movable pages does when one of them migrates.
 ///
 /// Called by the migration core without a spin lock, perhaps below the
@@ -108,7 +146,8 @@ impl MovableKind {
 ///
 /// No method reads or changes a reference count, and none may free `src`: from
 /// the isolation on its word says *isolated*, so that the owner's own attempt
-/// to free or claim it fails, and the core frees it when it has moved.
+/// to free or claim it fails, and the core frees it when it has moved
+/// ([`Migrated::Kept`] is the one exception).
 pub trait MovableOps<P: Platform>: Sync {
     /// The core has made the word of `src` *isolated*. `false` refuses: the core
     /// makes it movable again and [`Self::putback`] is not called.
@@ -119,9 +158,10 @@ pub trait MovableOps<P: Platform>: Sync {
     /// Goes over from the isolated page `src` to `dst`, of the same order.
     ///
     /// For [`Migrated::Moved`] the contents, or what stands for them, are the
-    /// same, nothing of the owner's names `src` any more, and the word of `dst`
-    /// is the owner's ([`Memory::adopt_offline`]). In every other case the word of
-    /// `dst` still says *transit*.
+    /// same, nothing of the owner's names `src` any more, and the owner has taken
+    /// `dst` ([`Memory::adopt_offline`]; [`TransitFrames::is_taken`] says so, also
+    /// when `dst` has moved on meanwhile). For [`Migrated::Released`] and every
+    /// error it has not.
     ///
     /// # Errors
     /// [`MigrateError`]; nothing has changed. [`Self::putback`] follows.
@@ -134,6 +174,31 @@ pub trait MovableOps<P: Platform>: Sync {
         src: Pfn,
         mode: MigrateMode,
     ) -> Result<Migrated, MigrateError>;
+
+    /// [`Self::migrate`] for several pages, as many as [`Self::batch`] says at
+    /// most; `None`s are passed over. An owner whose every step is a round trip
+    /// to a device makes one for all of them.
+    fn migrate_batch(&self, mm: &Mm<'_, P>, moves: &mut [Option<Move>], mode: MigrateMode) {
+        for step in moves.iter_mut().flatten() {
+            step.ended = self.migrate(mm, &step.dst, step.src, mode);
+        }
+    }
+
+    /// Pages that [`Self::migrate_batch`] is worth calling with.
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// Cuts the isolated block that starts at `src` so that one page of it stays
+    /// isolated, `src` itself; the rest is the owner's again, movable. For a
+    /// block of an order for which there is no destination.
+    ///
+    /// # Errors
+    /// [`MigrateError::Busy`]: blocks of this owner are moved whole;
+    /// [`MigrateError::Again`], [`MigrateError::NoMemory`]. Nothing has changed.
+    fn split(&self, _mm: &Mm<'_, P>, _src: Pfn) -> Result<(), MigrateError> {
+        Err(MigrateError::Busy)
+    }
 
     /// `src` was isolated and is not migrated: it is the owner's again. Called
     /// before the core makes its word movable.
