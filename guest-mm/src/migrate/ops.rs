@@ -203,4 +203,10 @@ pub trait MovableOps<P: Platform>: Sync {
     /// `src` was isolated and is not migrated: it is the owner's again. Called
     /// before the core makes its word movable.
     fn putback(&self, _mm: &Mm<'_, P>, _src: Pfn) {}
+
+    /// The word of `src` says *movable* again: after [`Self::putback`], or after
+    /// [`Self::isolate`] refused. An owner that could not free the page because it
+    /// was isolated does so now; it may have done so already, and then `src` is
+    /// somebody else's.
+    fn after_putback(&self, _mm: &Mm<'_, P>, _src: Pfn) {}
 }

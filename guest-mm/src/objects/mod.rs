@@ -25,7 +25,7 @@ use crate::memdesc::{
     Descriptor, DescriptorKind, Hold, LookupError, Memdesc, Order, TransitionError, Word,
 };
 use crate::memory::{AllocError, FrozenFrames};
-use crate::mm::{Caches, Mm};
+use crate::mm::{Base, Caches, Mm};
 use crate::platform::Platform;
 use crate::slab::{TypeSafe, TypeSafeCache};
 use crate::sync::shim::{AtomicU32, AtomicU64};
@@ -47,10 +47,10 @@ pub trait FrameObject: TypeSafe + 'static {
 pub struct ZpDesc {
     /// Address of the group of pages that it belongs to.
     pub zspage: AtomicU64,
-    /// The group's next page: zone-relative frame.
-    pub next: AtomicU32,
-    /// Offset of the first object that starts in the page.
-    pub first_object: AtomicU32,
+    /// Which of the group's pages it is.
+    pub place: AtomicU32,
+    /// Header of the page's one object, if the object fills the page.
+    pub header: AtomicU32,
 }
 
 /// A page that its driver lets migration move (tag Movable).
@@ -71,7 +71,7 @@ const _: () = assert!(ZpDesc::KIND.is_type_safe() && MovableDesc::KIND.is_type_s
 // and it is taken by a step that fails on another's.
 unsafe impl TypeSafe for ZpDesc {
     fn new_free() -> Self {
-        Self { zspage: 0.into(), next: 0.into(), first_object: 0.into() }
+        Self { zspage: 0.into(), place: 0.into(), header: 0.into() }
     }
 }
 
@@ -201,26 +201,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         frames: FrozenFrames,
         fill: impl FnOnce(&D),
     ) -> Result<Described<'m, D>, DescribeError> {
-        if frames.order() != Order::ZERO {
-            return Err(DescribeError { frames, cause: None });
-        }
-        let cache = D::cache(&self.base().caches);
-        let object = match cache.alloc_typesafe(self.memory(), Gfp::KERNEL) {
-            Ok(object) => object,
-            Err(error) => return Err(DescribeError { frames, cause: Some(error) }),
-        };
-        // SAFETY: an object of the type-safe cache is a `D` since its slab was made, all
-        // of it atomic, and its memory is RAM of `'m`.
-        let descriptor: &'m D = unsafe { object.as_ref() };
-        fill(descriptor);
-        if self.memory().describe(&frames, word_of(descriptor, Hold::Held)).is_err() {
-            // SAFETY: no word names it.
-            unsafe { cache.free(self.memory(), object) };
-            return Err(DescribeError { frames, cause: None });
-        }
-        // The word owns the frame from here on; `undescribe_frames` makes the handle again.
-        let (frame, _) = frames.into_raw();
-        Ok(Described { frame, descriptor })
+        self.base().describe_frames(frames, Gfp::KERNEL, fill)
     }
 
     /// Takes the descriptor away and leaves the page.
@@ -231,7 +212,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         &self,
         object: Described<'m, D>,
     ) -> Result<FrozenFrames, TransitionError> {
-        self.dissolve_object(object.frame, object.descriptor, Hold::Held)
+        self.base().undescribe_frames(object)
     }
 
     /// Lets migration take the page. The owner knows it by its frame number from now on.
@@ -242,8 +223,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         &self,
         object: Described<'m, D>,
     ) -> Result<Pfn, TransitionError> {
-        self.change_hold(object.frame, object.descriptor, Hold::Held, Hold::Movable)?;
-        Ok(object.frame)
+        self.base().let_migrate(object)
     }
 
     /// The owner takes its movable page back: nobody can isolate it any more.
@@ -251,8 +231,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// # Errors
     /// [`TakeError`]; `Taken(Isolated)` while migration has it.
     pub fn claim_object<D: FrameObject>(&self, frame: Pfn) -> Result<Described<'m, D>, TakeError> {
-        let descriptor = self.take_object(frame, Hold::Held)?;
-        Ok(Described { frame, descriptor })
+        self.base().claim_object(frame)
     }
 
     /// Migration takes a movable page from its owner: one swap, no lock, no count.
@@ -263,7 +242,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         &self,
         frame: Pfn,
     ) -> Result<IsolatedObject<'m, D>, TakeError> {
-        let descriptor = self.take_object(frame, Hold::Isolated)?;
+        let descriptor = self.base().take_object(frame, Hold::Isolated)?;
         Ok(IsolatedObject { frame, descriptor })
     }
 
@@ -275,7 +254,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         &self,
         object: IsolatedObject<'m, D>,
     ) -> Result<(), TransitionError> {
-        self.change_hold(object.frame, object.descriptor, Hold::Isolated, Hold::Movable)
+        self.base().change_hold(object.frame, object.descriptor, Hold::Isolated, Hold::Movable)
     }
 
     /// Ends a migration: the owner has moved to another page, and this one is
@@ -287,29 +266,100 @@ impl<'m, P: Platform> Mm<'m, P> {
         &self,
         object: IsolatedObject<'m, D>,
     ) -> Result<FrozenFrames, TransitionError> {
-        self.dissolve_object(object.frame, object.descriptor, Hold::Isolated)
+        self.base().dissolve_object(object.frame, object.descriptor, Hold::Isolated)
+    }
+}
+
+/// The calls, for parts that have no manager at hand: a swap device, an allocator.
+impl<P: Platform> Base<P> {
+    /// Gives a page a descriptor, which `fill` fills before anybody can see it;
+    /// `gfp` says what its memory may cost.
+    ///
+    /// # Errors
+    /// [`DescribeError`], with the frames: no memory, or no single page of kind frozen.
+    pub fn describe_frames<'m, D: FrameObject>(
+        &'m self,
+        frames: FrozenFrames,
+        gfp: Gfp,
+        fill: impl FnOnce(&D),
+    ) -> Result<Described<'m, D>, DescribeError> {
+        if frames.order() != Order::ZERO {
+            return Err(DescribeError { frames, cause: None });
+        }
+        let cache = D::cache(&self.caches);
+        let object = match cache.alloc_typesafe(&self.memory, gfp) {
+            Ok(object) => object,
+            Err(error) => return Err(DescribeError { frames, cause: Some(error) }),
+        };
+        // SAFETY: an object of the type-safe cache is a `D` since its slab was made, all
+        // of it atomic, and its memory is RAM of `'m`.
+        let descriptor: &'m D = unsafe { object.as_ref() };
+        fill(descriptor);
+        if self.memory.describe(&frames, word_of(descriptor, Hold::Held)).is_err() {
+            // SAFETY: no word names it.
+            unsafe { cache.free(&self.memory, object) };
+            return Err(DescribeError { frames, cause: None });
+        }
+        // The word owns the frame from here on; `undescribe_frames` makes the handle again.
+        let (frame, _) = frames.into_raw();
+        Ok(Described { frame, descriptor })
     }
 
-    fn dissolve_object<D: FrameObject>(
-        &self,
+    /// As [`Mm::undescribe_frames`].
+    ///
+    /// # Errors
+    /// The word is not the handle's: memory corruption. Frame and descriptor are leaked.
+    pub fn undescribe_frames<'m, D: FrameObject>(
+        &'m self,
+        object: Described<'m, D>,
+    ) -> Result<FrozenFrames, TransitionError> {
+        self.dissolve_object(object.frame, object.descriptor, Hold::Held)
+    }
+
+    /// As [`Mm::let_migrate`].
+    ///
+    /// # Errors
+    /// The word is not the handle's: memory corruption.
+    pub fn let_migrate<'m, D: FrameObject>(
+        &'m self,
+        object: Described<'m, D>,
+    ) -> Result<Pfn, TransitionError> {
+        self.change_hold(object.frame, object.descriptor, Hold::Held, Hold::Movable)?;
+        Ok(object.frame)
+    }
+
+    /// As [`Mm::claim_object`].
+    ///
+    /// # Errors
+    /// [`TakeError`]; `Taken(Isolated)` while migration has it.
+    pub fn claim_object<'m, D: FrameObject>(
+        &'m self,
+        frame: Pfn,
+    ) -> Result<Described<'m, D>, TakeError> {
+        let descriptor = self.take_object(frame, Hold::Held)?;
+        Ok(Described { frame, descriptor })
+    }
+
+    fn dissolve_object<'m, D: FrameObject>(
+        &'m self,
         frame: Pfn,
         descriptor: &'m D,
         hold: Hold,
     ) -> Result<FrozenFrames, TransitionError> {
         // SAFETY: the handle owned the frame, whose word names the descriptor.
         let frames = unsafe { FrozenFrames::from_raw(frame, Order::ZERO) };
-        self.memory().undescribe(&frames, word_of(descriptor, hold))?;
-        let cache = D::cache(&self.base().caches);
+        self.memory.undescribe(&frames, word_of(descriptor, hold))?;
+        let cache = D::cache(&self.caches);
         // SAFETY: from this cache, and no word names it any more; late walkers find it
         // a `D` still.
-        unsafe { cache.free(self.memory(), NonNull::from(descriptor)) };
+        unsafe { cache.free(&self.memory, NonNull::from(descriptor)) };
         Ok(frames)
     }
 
-    fn take_object<D: FrameObject>(&self, frame: Pfn, to: Hold) -> Result<&'m D, TakeError> {
-        let word = self.memory().words().load(frame);
+    fn take_object<'m, D: FrameObject>(&'m self, frame: Pfn, to: Hold) -> Result<&'m D, TakeError> {
+        let word = self.memory.words().load(frame);
         let word = word.map_err(|out| TakeError::Lookup(LookupError::OutOfMap(out)))?;
-        let descriptor = match self.memory().words().decode(frame).map_err(TakeError::Lookup)? {
+        let descriptor = match self.memory.words().decode(frame).map_err(TakeError::Lookup)? {
             Memdesc::Descriptor(found) if found.kind == D::KIND => found,
             Memdesc::Descriptor(_)
             | Memdesc::Block(_)
@@ -324,7 +374,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         }
         let from = Memdesc::Descriptor(descriptor).encode();
         let taken = Memdesc::Descriptor(descriptor.with_hold(to)).encode();
-        self.memory().transition(frame, from, taken).map_err(|_| TakeError::Raced)?;
+        self.memory.transition(frame, from, taken).map_err(|_| TakeError::Raced)?;
         let address = usize::try_from(descriptor.address()).unwrap_or(0);
         let object = NonNull::new(core::ptr::with_exposed_provenance_mut::<D>(address));
         let object = object.ok_or(TakeError::OtherKind(word))?;
@@ -340,7 +390,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         from: Hold,
         to: Hold,
     ) -> Result<(), TransitionError> {
-        self.memory().transition(frame, word_of(descriptor, from), word_of(descriptor, to))
+        self.memory.transition(frame, word_of(descriptor, from), word_of(descriptor, to))
     }
 }
 

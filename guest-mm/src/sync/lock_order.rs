@@ -37,6 +37,14 @@ pub enum LockClass {
     Pte,
     /// An XArray.
     XArray,
+    /// One CPU's compressor of a compressed swap device.
+    Zram,
+    /// A size class of zsmalloc.
+    ZsClass,
+    /// A group of pages of zsmalloc: which they are, and what is in them.
+    Zspage,
+    /// The free handles of a zsmalloc pool.
+    ZsHandles,
     /// Callbacks that wait for a grace period.
     Rcu,
     /// The free objects that one CPU keeps of a slab cache.
