@@ -356,7 +356,7 @@ impl<P: Platform> Base<P> {
         Ok(frames)
     }
 
-    fn take_object<'m, D: FrameObject>(&'m self, frame: Pfn, to: Hold) -> Result<&'m D, TakeError> {
+    fn take_object<D: FrameObject>(&self, frame: Pfn, to: Hold) -> Result<&D, TakeError> {
         let word = self.memory.words().load(frame);
         let word = word.map_err(|out| TakeError::Lookup(LookupError::OutOfMap(out)))?;
         let descriptor = match self.memory.words().decode(frame).map_err(TakeError::Lookup)? {
