@@ -192,9 +192,17 @@ fn an_isolated_frame_goes_back_or_to_migration_and_nowhere_else() {
         let isolated = State { kind, hold: Hold::Isolated };
         let reachable: Vec<State> = all_states().filter(|&to| is_legal(isolated, to)).collect();
         let movable = State { kind, hold: Hold::Movable };
-        // An offline block can be cut, or taken back by a driver whose device has it.
-        let more = [isolated, State { kind, hold: Hold::Parked }];
-        let more = if kind == Kind::Offline { &more[..] } else { &[] };
+        // An offline block can be cut, or taken back by a driver whose device has it;
+        // the frames after the first of a folio that has moved become tails.
+        let parked = State { kind, hold: Hold::Parked };
+        let (offline, folio) = ([isolated, parked], [State::held(Kind::Tail)]);
+        let more = if kind == Kind::Offline {
+            &offline[..]
+        } else if matches!(kind, Kind::File | Kind::Anon) {
+            &folio[..]
+        } else {
+            &[]
+        };
         assert_eq!(reachable.len(), 2 + more.len(), "{kind:?}: {reachable:?}");
         assert!(more.iter().all(|state| reachable.contains(state)));
         assert!(reachable.contains(&movable) && reachable.contains(&State::held(Kind::Frozen)));

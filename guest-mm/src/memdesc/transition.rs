@@ -141,6 +141,10 @@ const MIGRATABLE: &[Kind] = &[Kind::File, Kind::Anon, Kind::Movable, Kind::ZpDes
 /// descriptor to another of the kind, by whoever has the folio frozen.
 const SPLIT: &[Kind] = &[Kind::File, Kind::Anon, Kind::DevFolio];
 
+/// Kinds whose descriptor stays while its frames change: whoever has the folio
+/// frozen leaves the old frames isolated until no leaf names them any more.
+const RELOCATED: &[Kind] = &[Kind::File, Kind::Anon];
+
 const _: () = assert!(State::COUNT <= 128, "a row of the table is one u128");
 
 /// Bit `to` of row `from`: the step is legal.
@@ -181,6 +185,14 @@ const fn build() -> [u128; State::COUNT] {
     i = 0;
     while i < SPLIT.len() {
         table = allow(table, held(SPLIT[i]), held(SPLIT[i]));
+        i += 1;
+    }
+    i = 0;
+    while i < RELOCATED.len() {
+        let kind = RELOCATED[i];
+        let isolated = State { kind, hold: Hold::Isolated };
+        table = allow(table, held(kind), isolated);
+        table = allow(table, isolated, held(Kind::Tail));
         i += 1;
     }
     // A frame with a memory error never comes back.

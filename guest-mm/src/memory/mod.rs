@@ -13,6 +13,7 @@ mod isolate;
 mod no_alloc;
 mod offline;
 mod pcp;
+mod relocate;
 mod transit;
 
 use core::sync::atomic::{AtomicU32, Ordering};

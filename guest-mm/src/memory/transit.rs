@@ -3,7 +3,7 @@
 use core::cell::Cell;
 use core::fmt;
 
-use abi::{PageCount, Pfn};
+use abi::{PageCount, Pfn, PfnRange};
 
 use super::Memory;
 use super::frames::FrozenFrames;
@@ -52,6 +52,13 @@ impl TransitFrames {
     /// Notes that somebody has taken the block, or given it back.
     pub(crate) fn set_taken(&self, taken: bool) {
         self.taken.set(taken);
+    }
+
+    /// The frames.
+    pub fn range(&self) -> PfnRange {
+        // Blocks lie in RAM, which ends far below 2^64.
+        PfnRange::from_start(self.head, self.pages())
+            .unwrap_or_else(|| unreachable!("a block of RAM ends below 2^64"))
     }
 
     pub(crate) const fn word(&self) -> Word {

@@ -9,9 +9,11 @@
 //!
 //! [`TransitFrames`]: crate::memory::TransitFrames
 
+mod folios;
 mod ops;
 mod registry;
 
+pub use folios::{FailedTransfer, FolioIsolateError, IsolatedFolio, Transferred};
 pub use ops::{MigrateError, MigrateMode, Migrated, MovableKind, MovableOps, Move, SourceMemory};
 pub(crate) use registry::Registry;
 pub use registry::{OpsGuard, RegisterError, UnregisterError};
