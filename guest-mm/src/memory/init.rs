@@ -2,7 +2,7 @@
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU32};
+use core::sync::atomic::AtomicU32;
 
 use abi::{PAGE_SIZE, PageCount, Pfn, PfnRange};
 
@@ -15,6 +15,7 @@ use crate::memdesc::{
     ZONE_MAX_PAGES,
 };
 use crate::platform::Platform;
+use crate::sync::shim::AtomicU8;
 use crate::sync::{LockClass, SpinLock};
 
 /// Why memory could not be set up.
@@ -196,7 +197,7 @@ impl<'a> Layout<'a> {
 }
 
 /// The naturally aligned blocks, largest possible, that make up `range`.
-fn blocks_of(range: PfnRange) -> impl Iterator<Item = (Pfn, Order)> {
+pub(super) fn blocks_of(range: PfnRange) -> impl Iterator<Item = (Pfn, Order)> {
     let mut at = range.start();
     core::iter::from_fn(move || {
         let left = range.end().offset_from(at).filter(|left| !left.is_zero())?;

@@ -7,6 +7,7 @@
 //! Lock order: a CPU's lists, then the zone ([`crate::sync::lock_order`]).
 
 mod alloc;
+mod contig;
 mod frames;
 mod init;
 mod isolate;
@@ -21,6 +22,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use abi::{PageCount, Pfn};
 
 pub use alloc::{AllocError, FreeError};
+pub use contig::{ContigFrames, IsolatedRange, PageblockError, Pass};
 pub use frames::FrozenFrames;
 pub use init::InitError;
 pub use isolate::{IsolateError, IsolatedBlock};
