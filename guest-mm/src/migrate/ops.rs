@@ -31,9 +31,9 @@ pub enum Migrated {
     /// taken the destination (what a driver of Linux says by `-ENOENT`): the
     /// balloon got smaller by a page.
     Released(SourceMemory),
-    /// The owner has both: the destination, whose word says so, and again the
-    /// source, whose word it has changed itself from *isolated*. The core
-    /// touches neither. So ends what a device does not answer in the middle.
+    /// The source is the owner's again, by its own change of the word from
+    /// *isolated*, and the core does not touch it; so is the destination, if it
+    /// is taken. So ends what a device does not answer in the middle.
     Kept,
 }
 
@@ -122,18 +122,18 @@ impl MovableKind {
 
 /// One of several pages that migrate at once.
 #[derive(Debug)]
-pub struct Move {
+pub struct Move<'d> {
     /// Head of the isolated block.
     pub src: Pfn,
     /// Where it shall go, of the same order.
-    pub dst: TransitFrames,
+    pub dst: &'d TransitFrames,
     /// How it ended: [`MovableOps::migrate`]'s answer, written by the owner.
     pub ended: Result<Migrated, MigrateError>,
 }
 
-impl Move {
+impl<'d> Move<'d> {
     /// A move that has not begun.
-    pub const fn new(src: Pfn, dst: TransitFrames) -> Self {
+    pub const fn new(src: Pfn, dst: &'d TransitFrames) -> Self {
         Self { src, dst, ended: Err(MigrateError::Again) }
     }
 }
@@ -178,9 +178,9 @@ pub trait MovableOps<P: Platform>: Sync {
     /// [`Self::migrate`] for several pages, as many as [`Self::batch`] says at
     /// most; `None`s are passed over. An owner whose every step is a round trip
     /// to a device makes one for all of them.
-    fn migrate_batch(&self, mm: &Mm<'_, P>, moves: &mut [Option<Move>], mode: MigrateMode) {
+    fn migrate_batch(&self, mm: &Mm<'_, P>, moves: &mut [Option<Move<'_>>], mode: MigrateMode) {
         for step in moves.iter_mut().flatten() {
-            step.ended = self.migrate(mm, &step.dst, step.src, mode);
+            step.ended = self.migrate(mm, step.dst, step.src, mode);
         }
     }
 

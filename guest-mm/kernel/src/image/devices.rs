@@ -34,7 +34,7 @@ pub(super) struct Served<D> {
 }
 
 impl<D> Served<D> {
-    const fn new(driver: D, vector: u8) -> Self {
+    pub(super) const fn new(driver: D, vector: u8) -> Self {
         Self { driver, vector, seen: 0 }
     }
 
@@ -118,9 +118,7 @@ impl<S: PfnStore + Sync> Kernel<'_, S> {
                 };
                 let driver = BalloonDriver::start(self.memory, self.store, bus, options);
                 let driver = driver.map_err(Failure::Balloon)?;
-                if self.balloon.install(Served::new(driver, vector)) {
-                    self.mm.set_oom_notifier(Some(self.balloon));
-                }
+                self.balloon.install(self.mm, driver, vector);
             }
             VIRTIO_ID_CONSOLE => {
                 let driver = ConsoleDriver::start(bus, self.memory).map_err(Failure::Console)?;

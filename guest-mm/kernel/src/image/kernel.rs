@@ -104,7 +104,7 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
     /// Serves every device once; returns when it wants to be called again.
     pub(super) fn serve(&mut self) -> Wake {
         irq::take_work();
-        let mut wake = self.balloon.serve();
+        let mut wake = self.balloon.serve(self.mm);
         self.serve_console();
         if let Some(entropy) = &mut self.entropy
             && entropy.fired()

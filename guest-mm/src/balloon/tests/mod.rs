@@ -2,6 +2,7 @@
 
 mod faults;
 pub(crate) mod map_store;
+mod migrate;
 mod moves;
 mod oom;
 mod resets;
