@@ -50,3 +50,4 @@ pub mod sync;
 pub mod testing;
 pub mod virtio;
 pub mod xarray;
+pub mod zsmalloc;

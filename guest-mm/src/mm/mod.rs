@@ -33,6 +33,7 @@ use crate::swap::Swap;
 use crate::sync::shim::AtomicU32;
 use crate::sync::{LockClass, SpinLock};
 use crate::xarray::{SlabNodes, XArray};
+use crate::zsmalloc::{ZsRegistry, Zspage};
 
 /// What everything else stands on.
 #[derive(Debug)]
@@ -58,6 +59,8 @@ pub struct Caches {
     pub xa_node: KmemCache,
     /// [`ZpDesc`]s, type-safe.
     pub zpdesc: TypeSafeCache<ZpDesc>,
+    /// [`Zspage`]s, type-safe.
+    pub zspage: TypeSafeCache<Zspage>,
     /// [`MovableDesc`]s, type-safe.
     pub movable: TypeSafeCache<MovableDesc>,
     /// [`Folio`]s, type-safe.
@@ -89,6 +92,7 @@ impl Caches {
         Ok(Self {
             xa_node: SlabNodes::cache(memory)?,
             zpdesc: TypeSafeCache::new(memory, "zpdesc", plain)?,
+            zspage: TypeSafeCache::new(memory, "zspage", plain)?,
             movable: TypeSafeCache::new(memory, "movable", plain)?,
             folio: TypeSafeCache::new(memory, "folio", plain)?,
             ptdesc: KmemCache::of::<PtDesc, P>(memory, "ptdesc", type_safe)?,
@@ -105,10 +109,11 @@ impl Caches {
     }
 
     /// All of them, for the census.
-    pub fn all(&self) -> [&KmemCache; 10] {
+    pub fn all(&self) -> [&KmemCache; 11] {
         [
             &self.xa_node,
             self.zpdesc.kmem(),
+            self.zspage.kmem(),
             self.movable.kmem(),
             self.folio.kmem(),
             &self.ptdesc,
@@ -212,6 +217,8 @@ pub struct Mm<'m, P: Platform> {
     pub(crate) movable_ops: Registry<'m, P>,
     /// Where anonymous pages go.
     pub(crate) swap: Swap<'m, P>,
+    /// Pools of compressed pages and the like.
+    pub(crate) zs_pools: ZsRegistry<'m, P>,
 }
 
 impl<'m, P: Platform> Mm<'m, P> {
@@ -230,6 +237,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             lru: Lru::new(),
             movable_ops: Registry::new(),
             swap: Swap::new(),
+            zs_pools: ZsRegistry::new(),
         }
     }
 

@@ -10,6 +10,7 @@ use crate::pgtable::TableDiscrepancy;
 use crate::rmap::RmapDiscrepancy;
 use crate::space::SpaceDiscrepancy;
 use crate::swap::SwapDiscrepancy;
+use crate::zsmalloc::ZsDiscrepancy;
 
 /// One thing that does not agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,6 +175,15 @@ pub enum MmDiscrepancy {
         /// Leaves.
         leaves: u64,
     },
+    /// Pools of compressed pages.
+    Zs(ZsDiscrepancy),
+    /// Pages of kind zpdesc are not those of the pools.
+    ZsPages {
+        /// Pages of all pools.
+        pools: u64,
+        /// Pages by their words.
+        words: u64,
+    },
     /// Frames of page tables are not those that were made and not freed.
     TableFrames {
         /// Made and not freed.
@@ -250,6 +260,10 @@ impl fmt::Display for MmDiscrepancy {
             Self::Swap(found) => found.fmt(f),
             Self::SwapLeaves { counted, leaves } => {
                 write!(f, "swap slots count {counted} leaves, there are {leaves}")
+            }
+            Self::Zs(found) => found.fmt(f),
+            Self::ZsPages { pools, words } => {
+                write!(f, "zsmalloc's pools have {pools} pages, words say {words}")
             }
             Self::TableFrames { counted, found } => {
                 write!(f, "{counted} page tables were made and not freed, {found} are there")

@@ -27,6 +27,7 @@ use crate::memdesc::Kind;
 use crate::platform::Platform;
 use crate::slab::KmemCache;
 use crate::swap::SwapCensus;
+use crate::zsmalloc::ZsCensus;
 
 /// The result of a census of the memory manager.
 #[derive(Debug, Clone)]
@@ -47,6 +48,8 @@ pub struct MmCensus {
     pub pins: u64,
     /// Swap slots.
     pub swap: SwapCensus,
+    /// Pools of compressed pages.
+    pub zs: ZsCensus,
     discrepancies: MmDiscrepancies,
 }
 
@@ -123,6 +126,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             cached: 0,
             pins: 0,
             swap: SwapCensus::default(),
+            zs: ZsCensus::default(),
             discrepancies: MmDiscrepancies::default(),
         };
         let mut taking = Taking { mm: self, sums: Sums::default(), census };
@@ -134,6 +138,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         taking.descriptors();
         taking.rmap();
         taking.swap();
+        taking.zsmalloc();
         taking.lru();
         taking.compare();
         taking.census
@@ -201,6 +206,16 @@ impl<P: Platform> Taking<'_, '_, P> {
         let (slots, folios) = (u64::from(swap.cached), self.sums.swap_cached);
         self.check(slots == folios, || MmDiscrepancy::SwapCached { slots, folios });
         self.census.swap = swap;
+    }
+
+    /// Checks that the pools' books agree, and that they have all pages of their kind.
+    fn zsmalloc(&mut self) {
+        let discrepancies = &mut self.census.discrepancies;
+        let zs = self.mm.zs_census(&mut |found| discrepancies.add(MmDiscrepancy::Zs(found)));
+        let (pools, words) = (zs.pages, self.census.memory.blocks(Kind::ZpDesc));
+        self.check(pools == words, || MmDiscrepancy::ZsPages { pools, words });
+        self.objects(self.mm.base().caches.zspage.kmem(), zs.zspages);
+        self.census.zs = zs;
     }
 
     fn lru(&mut self) {
