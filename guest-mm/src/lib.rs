@@ -21,6 +21,8 @@ pub mod errno;
 pub mod fault;
 pub mod folio;
 pub mod gup;
+#[cfg(not(loom))]
+pub mod hotplug;
 pub mod memdesc;
 pub mod memory;
 #[cfg(not(loom))]

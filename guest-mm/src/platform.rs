@@ -1,8 +1,9 @@
 //! The machine as the memory manager sees it.
 
+use core::fmt;
 use core::ptr::NonNull;
 
-use abi::Pfn;
+use abi::{Pfn, PfnRange};
 
 use crate::addr::VaRange;
 use crate::sync::HeldLocks;
@@ -22,7 +23,8 @@ pub const MAX_CPUS: usize = 4;
 /// pointer. [`Self::frame_of`] is its inverse.
 pub unsafe trait Platform: Sync + 'static {
     /// The frame's first byte in the direct map: 4096-aligned, valid for reads
-    /// and writes for as long as the platform lives, whoever holds it.
+    /// and writes for as long as the platform lives, whoever holds it; in a block
+    /// of [`Self::map_block`], until that is unmapped.
     ///
     /// Frames that follow each other in one range of RAM follow each other in
     /// the direct map too, and the pointer may be moved over the whole range:
@@ -79,6 +81,26 @@ pub unsafe trait Platform: Sync + 'static {
     /// at once. A machine without threads has nothing to do.
     fn kick(&self, _cpus: CpuSet) {}
 
+    /// Makes the frames of `block` part of the direct map: memory of which the boot map knew nothing.
+    /// Takes no memory: `table`, a page of the block with anything in it, becomes a page table if one is needed.
+    ///
+    /// `block` begins and ends at multiples of 4 MiB, crosses no multiple of 1 GiB and touches no
+    /// frame that is mapped. Parts of it may have no memory behind them; those are mapped, but not touched.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing is mapped.
+    fn map_block(&self, _block: PfnRange, _table: Pfn) -> Result<(), MapError> {
+        Err(MapError::Unsupported)
+    }
+
+    /// Undoes [`Self::map_block`] with the same arguments, on every CPU. If `table` serves other blocks of its GiB
+    /// too, its contents move to `heir`, the table page of one of them.
+    ///
+    /// # Safety
+    /// Nobody uses pointers into the block any more. `heir` is the table page of a mapped block in the
+    /// same GiB, if there is one, and `None` only if there is none.
+    unsafe fn unmap_block(&self, _block: PfnRange, _table: Pfn, _heir: Option<Pfn>) {}
+
     /// Where the lock-order checker of debug builds notes the locks that each
     /// CPU holds; `None` switches the checker off.
     fn held_locks(&self) -> Option<&HeldLocks> {
@@ -90,6 +112,35 @@ pub unsafe trait Platform: Sync + 'static {
         false
     }
 }
+
+/// Why a block cannot be part of the direct map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapError {
+    /// The machine cannot map anything later.
+    Unsupported,
+    /// The block lies, in part, beyond what the direct map reaches.
+    OutOfReach(PfnRange),
+    /// The block does not begin and end where blocks do, or crosses a GiB.
+    Misplaced(PfnRange),
+    /// Something is mapped there already.
+    Taken(Pfn),
+    /// An injected fault.
+    Injected,
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsupported => f.write_str("The machine maps no memory after its start"),
+            Self::OutOfReach(range) => write!(f, "Block {range:?} is beyond the direct map"),
+            Self::Misplaced(range) => write!(f, "Block {range:?} is not where blocks may be"),
+            Self::Taken(pfn) => write!(f, "Frame {pfn} is mapped already"),
+            Self::Injected => f.write_str("The block was not mapped: injected fault"),
+        }
+    }
+}
+
+impl core::error::Error for MapError {}
 
 /// A step that tests can make fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,6 +154,8 @@ pub enum FaultSite {
     StoreReserve,
     /// Adding a buffer to a virtqueue.
     QueueAdd,
+    /// Making a hot-added block part of the direct map.
+    MapBlock,
 }
 
 /// What to forget of a TLB.

@@ -35,7 +35,7 @@ mod oom;
 mod options;
 mod reset;
 mod shared;
-mod timers;
+pub(crate) mod timers;
 
 #[cfg(test)]
 pub(crate) mod tests;

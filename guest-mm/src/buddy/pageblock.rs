@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use abi::{PageCount, Pfn};
 
-use crate::memdesc::{MigrateType, Order};
+use crate::memdesc::{HotBlock, MigrateType, Order, Sections};
 use crate::sync::shim::{AtomicU8, Ordering};
 
 /// Bits 0–2: the migratetype.
@@ -14,7 +14,8 @@ const SKIP: u8 = 1 << 3;
 /// Bit 4: set aside. The type beneath stays, so that the end of an isolation needs no memory of it.
 const ISOLATED: u8 = 1 << 4;
 
-/// One byte per pageblock (2 MiB) of the zone's span, gaps included.
+/// One byte per pageblock (2 MiB) of the zone's span at the start, gaps included;
+/// blocks of memory that come to life later bring their own.
 ///
 /// Read by anybody. Types are written under the zone lock; the skip bit by
 /// anybody, as a hint to other scans that orders nothing.
@@ -23,6 +24,7 @@ pub struct PageblockTable {
     base: Pfn,
     blocks: NonNull<AtomicU8>,
     len: usize,
+    added: Sections,
 }
 
 // SAFETY: the pointer leads to atomics that any thread may use.
@@ -42,7 +44,7 @@ impl PageblockTable {
     /// `blocks` points to `len` initialised cells that live as long as the
     /// table and are reached through it only.
     pub const unsafe fn new(base: Pfn, blocks: NonNull<AtomicU8>, len: usize) -> Self {
-        Self { base, blocks, len }
+        Self { base, blocks, len, added: Sections::new(base) }
     }
 
     /// The type of the pageblock that holds `pfn`; a frame outside the zone is
@@ -86,14 +88,22 @@ impl PageblockTable {
 
     /// Forgets what scans did not find.
     pub fn forget_skips(&self) {
-        for cell in (0..self.len).filter_map(|index| self.cell_at(index)) {
+        let added = self.added.blocks().flat_map(HotBlock::pageblocks);
+        for cell in (0..self.len).filter_map(|index| self.cell_at(index)).chain(added) {
             cell.fetch_and(!SKIP, Ordering::Relaxed);
         }
     }
 
+    /// The types of blocks that came to life after the start.
+    #[cfg(not(loom))]
+    pub(crate) const fn added(&self) -> &Sections {
+        &self.added
+    }
+
     fn cell(&self, pfn: Pfn) -> Option<&AtomicU8> {
         let block = pfn.offset_from(self.base)?.get() >> Order::PAGEBLOCK.get();
-        self.cell_at(usize::try_from(block).ok()?)
+        let index = usize::try_from(block).ok()?;
+        if index < self.len { self.cell_at(index) } else { self.added.pageblock(pfn) }
     }
 
     fn cell_at(&self, index: usize) -> Option<&AtomicU8> {

@@ -143,6 +143,8 @@ impl<P: Platform> Memory<P> {
         let fourth = fourth.lock_nested(platform);
         let zone = self.zone().lock(platform);
         words::walk(self, census, scope);
+        #[cfg(not(loom))]
+        crate::hotplug::census_check(self, &mut census.discrepancies);
         lists::check_zone(self.map(), &zone, census);
         let mut listed = 0;
         for cpu in [&*first, &*second, &*third, &*fourth] {

@@ -17,6 +17,7 @@ mod cell;
 mod codec;
 mod kind;
 mod order;
+mod section;
 mod table;
 pub mod transition;
 mod word;
@@ -28,6 +29,8 @@ pub use body::{
 pub use cell::WordCell;
 pub use kind::{Hold, Kind, State, Tag};
 pub use order::{Order, OrderTooLarge};
+pub(crate) use section::Sections;
+pub use section::{HotBlock, SECTION_ORDER, SECTION_PAGES};
 pub use table::{LookupError, MAX_REGIONS, OutOfMap, Region, WordTable};
 pub use transition::TransitionError;
 pub use word::{Link, UnknownWord, Word, ZONE_MAX_PAGES};

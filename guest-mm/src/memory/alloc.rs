@@ -232,7 +232,7 @@ impl<P: Platform> Memory<P> {
 
     /// Pages that must stay free, by the flags.
     fn reserve(&self, gfp: Gfp) -> u64 {
-        gfp.reserve(self.watermarks)
+        gfp.reserve(self.watermarks())
     }
 
     /// Gives the blocks on all CPUs' lists back to the zone, where they merge.

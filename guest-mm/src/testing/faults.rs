@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::platform::FaultSite;
 
 /// Number of fault sites.
-const SITES: usize = 4;
+const SITES: usize = 5;
 
 const fn index(site: FaultSite) -> usize {
     match site {
@@ -13,6 +13,7 @@ const fn index(site: FaultSite) -> usize {
         FaultSite::SlabAlloc => 1,
         FaultSite::StoreReserve => 2,
         FaultSite::QueueAdd => 3,
+        FaultSite::MapBlock => 4,
     }
 }
 

@@ -1,0 +1,36 @@
+//! Memory that comes to life after the start: hot-plugged blocks, and the virtio-mem device that has them.
+//!
+//! A block is up to 128 MiB of guest-physical address space that no boot map names. All that the
+//! memory manager needs for it lies in the block itself: the words of its frames, the types of its pageblocks, the
+//! bitmap of the frames that are not alive, a page for the direct map's tables. So adding a
+//! block takes no memory, and cannot fail for want of it. Its frames start *offline*, owned by
+//! [`DriverId::HOTPLUG`](crate::memdesc::DriverId::HOTPLUG) and skippable; they come to life, and are laid to rest again, in
+//! pieces of the device's block size.
+//!
+//! * [`BlockLayout`]: what lies where in a block;
+//! * [`Memory::add_block`](crate::memory::Memory::add_block), `bring_to_life`, `lay_to_rest`, `take_block_out`: blocks without a device;
+//! * [`OfflineBits`]: the bitmap;
+//!
+//! docs/come-to-life.md tells the whole.
+
+mod add;
+mod census;
+mod error;
+mod layout;
+mod life;
+mod remove;
+mod rest;
+mod store;
+mod turn;
+
+pub use add::NewBlock;
+pub use error::HotplugError;
+pub use layout::{BlockLayout, MAX_BLOCK_PAGES};
+pub use remove::DyingBlock;
+pub use store::OfflineBits;
+
+pub(crate) use census::check as census_check;
+pub(crate) use turn::TurnFlag;
+
+#[cfg(test)]
+mod tests;
