@@ -156,6 +156,12 @@ pub enum FaultSite {
     QueueAdd,
     /// Making a hot-added block part of the direct map.
     MapBlock,
+    /// Isolating a movable page.
+    MigrateIsolate,
+    /// Finding a destination for a migration.
+    MigrateDestination,
+    /// Calling the owner of a page that migrates.
+    MigrateCallback,
 }
 
 /// What to forget of a TLB.

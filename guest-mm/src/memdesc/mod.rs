@@ -15,7 +15,10 @@
 mod body;
 mod cell;
 mod codec;
+mod isolation;
 mod kind;
+#[cfg(loom)]
+pub mod mutant;
 mod order;
 mod section;
 mod table;
@@ -27,6 +30,7 @@ pub use body::{
     Pcp, Tail, Transit,
 };
 pub use cell::WordCell;
+pub use isolation::{Claim, NotIsolated, PutBack};
 pub use kind::{Hold, Kind, State, Tag};
 pub use order::{Order, OrderTooLarge};
 pub(crate) use section::Sections;

@@ -137,6 +137,10 @@ const REPEATED: &[Kind] = &[
 /// Kinds with a descriptor that migration can isolate and receive.
 const MIGRATABLE: &[Kind] = &[Kind::File, Kind::Anon, Kind::Movable, Kind::ZpDesc];
 
+/// Those of them that have no reference count: an owner who frees one while it is
+/// isolated leaves that to migration.
+const UNCOUNTED: &[Kind] = &[Kind::Movable, Kind::ZpDesc];
+
 /// Kinds whose blocks are split under their descriptor: frames go from one
 /// descriptor to another of the kind, by whoever has the folio frozen.
 const SPLIT: &[Kind] = &[Kind::File, Kind::Anon, Kind::DevFolio];
@@ -180,6 +184,14 @@ const fn build() -> [u128; State::COUNT] {
         table = allow(table, isolated, movable);
         table = allow(table, isolated, held(Kind::Frozen));
         table = allow(table, held(Kind::Transit), held(kind));
+        i += 1;
+    }
+    i = 0;
+    while i < UNCOUNTED.len() {
+        let kind = UNCOUNTED[i];
+        let doomed = State { kind, hold: Hold::Doomed };
+        table = allow(table, State { kind, hold: Hold::Isolated }, doomed);
+        table = allow(table, doomed, held(Kind::Frozen));
         i += 1;
     }
     i = 0;

@@ -85,7 +85,7 @@ impl FrozenFrames {
         self.kind
     }
 
-    pub(super) const fn word(&self) -> Word {
+    pub(crate) const fn word(&self) -> Word {
         Block::new(self.kind, self.order).encode()
     }
 }

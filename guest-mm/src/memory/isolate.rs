@@ -7,7 +7,7 @@ use abi::Pfn;
 use super::Memory;
 use super::frames::{FrozenFrames, upper_half};
 use super::offline::{ClaimError, offline_word};
-use crate::memdesc::{DriverId, Hold, Offline, Order, TransitionError};
+use crate::memdesc::{DriverId, Hold, Memdesc, Offline, Order, TransitionError};
 use crate::platform::Platform;
 
 /// An Offline block that migration owns: its driver can neither claim nor free it.
@@ -64,12 +64,20 @@ impl<P: Platform> Memory<P> {
     /// The block is not there, not movable, or another CPU was faster.
     pub fn isolate(&self, pfn: Pfn, driver: DriverId) -> Result<IsolatedBlock, IsolateError> {
         let (word, offline) = self.offline_at(pfn, driver).map_err(IsolateError::Claim)?;
-        if offline.hold != Hold::Movable {
-            return Err(IsolateError::NotMovable);
-        }
-        let isolated = Offline { hold: Hold::Isolated, ..offline }.encode();
-        self.transition(pfn, word, isolated).map_err(|_| IsolateError::NotMovable)?;
+        let cell = self.words().cell(pfn).map_err(|_| IsolateError::NotMovable)?;
+        cell.isolate(word).map_err(|_| IsolateError::NotMovable)?;
         Ok(IsolatedBlock { head: pfn, order: offline.order, driver })
+    }
+
+    /// The handle of the Offline block at `pfn`, which the caller has isolated
+    /// before and given the handle up of.
+    pub(crate) fn isolated_block(&self, pfn: Pfn) -> Option<IsolatedBlock> {
+        match self.words().load(pfn).ok()?.decode() {
+            Ok(Memdesc::Offline(Offline { order, driver, hold: Hold::Isolated, .. })) => {
+                Some(IsolatedBlock { head: pfn, order, driver })
+            }
+            Ok(_) | Err(_) => None,
+        }
     }
 
     /// Returns an isolated block to its driver, movable as before.
@@ -117,7 +125,7 @@ impl<P: Platform> Memory<P> {
         match offline.hold {
             Hold::Isolated => Ok(offline.order),
             Hold::Movable => Err(ClaimError::Movable),
-            Hold::Held | Hold::Parked => Err(ClaimError::Held),
+            Hold::Held | Hold::Parked | Hold::Doomed => Err(ClaimError::Held),
         }
     }
 

@@ -8,6 +8,7 @@ use crate::errno::Errno;
 use crate::memdesc::Kind;
 use crate::memory::TransitFrames;
 use crate::mm::Mm;
+use crate::objects::AdoptError;
 use crate::platform::Platform;
 
 /// How much migration may wait (Linux `enum migrate_mode`).
@@ -60,12 +61,16 @@ pub enum MigrateError {
     Busy,
     /// No memory for a destination or for what migration needs (`ENOMEM`).
     NoMemory,
-    /// The owner said that it had moved, and the destination's word says that it
-    /// did not: a defect of the owner's, which the core has undone (`EIO`).
+    /// What the owner said is not what the words say: it claimed to have moved and
+    /// had not, or the other way round. A defect of the owner's, which the core has
+    /// undone (`EIO`).
     NotTaken,
 }
 
 impl MigrateError {
+    /// All of them, by number.
+    pub const ALL: [Self; 4] = [Self::Again, Self::Busy, Self::NoMemory, Self::NotTaken];
+
     /// Linux's number for it.
     pub const fn errno(self) -> Errno {
         match self {
@@ -89,6 +94,16 @@ impl fmt::Display for MigrateError {
 }
 
 impl core::error::Error for MigrateError {}
+
+impl From<AdoptError> for MigrateError {
+    fn from(error: AdoptError) -> Self {
+        match error {
+            // The core finds that out by the word.
+            AdoptError::Doomed => Self::Again,
+            AdoptError::Source(_) | AdoptError::NoDestination(_) => Self::Busy,
+        }
+    }
+}
 
 /// A kind of word whose pages are moved by their owner's [`MovableOps`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -147,7 +162,10 @@ impl<'d> Move<'d> {
 /// No method reads or changes a reference count, and none may free `src`: from
 /// the isolation on its word says *isolated*, so that the owner's own attempt
 /// to free or claim it fails, and the core frees it when it has moved
-/// ([`Migrated::Kept`] is the one exception).
+/// ([`Migrated::Kept`] is the one exception). An owner who frees a described
+/// page all the same, on another CPU, leaves that to the core by
+/// [`Mm::free_object`]: then no further method is called for it, except that
+/// [`Self::migrate`] may be under way, and finds so at [`Mm::adopt_object`].
 pub trait MovableOps<P: Platform>: Sync {
     /// The core has made the word of `src` *isolated*. `false` refuses: the core
     /// makes it movable again and [`Self::putback`] is not called.
@@ -159,7 +177,7 @@ pub trait MovableOps<P: Platform>: Sync {
     ///
     /// For [`Migrated::Moved`] the contents, or what stands for them, are the
     /// same, nothing of the owner's names `src` any more, and the owner has taken
-    /// `dst` ([`Memory::adopt_offline`]; [`TransitFrames::is_taken`] says so, also
+    /// `dst` ([`Memory::adopt_offline`], [`Mm::adopt_object`]; [`TransitFrames::is_taken`] says so, also
     /// when `dst` has moved on meanwhile). For [`Migrated::Released`] and every
     /// error it has not.
     ///

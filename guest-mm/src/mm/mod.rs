@@ -19,7 +19,7 @@ use crate::fault::{DeviceSlot, FaultCounters};
 use crate::folio::{DeferredSplit, Folio};
 use crate::memdesc::{BlockKind, Order};
 use crate::memory::{AllocError, Memory};
-use crate::migrate::Registry;
+use crate::migrate::{Migration, Registry};
 use crate::objects::{MovableDesc, ZpDesc};
 use crate::pagecache::{FileMapping, Files};
 use crate::pgtable::{PtDesc, TableState};
@@ -215,6 +215,8 @@ pub struct Mm<'m, P: Platform> {
     pub(crate) lru: Lru,
     /// Who moves pages that are no folios.
     pub(crate) movable_ops: Registry<'m, P>,
+    /// Pages that are being moved.
+    pub(crate) migration: Migration,
     /// Where anonymous pages go.
     pub(crate) swap: Swap<'m, P>,
     /// Pools of compressed pages and the like.
@@ -236,6 +238,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             reclaim: Reclaim::new(),
             lru: Lru::new(),
             movable_ops: Registry::new(),
+            migration: Migration::default(),
             swap: Swap::new(),
             zs_pools: ZsRegistry::new(),
         }

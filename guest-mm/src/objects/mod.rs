@@ -8,12 +8,19 @@
 //! FrozenFrames ─ describe_frames ─▶ Described ─ let_migrate ─▶ (word: movable) ─ isolate_object ─▶ IsolatedObject
 //!              ◀ undescribe_frames ─          ◀ claim_object ─                 ◀ putback_object ─
 //!              ◀──────────────────────────── retire_object ──────────────────────────────────────
+//! TransitFrames ─────────────────── adopt_object ─▶ Described: the descriptor of an isolated frame
 //! ```
 //!
 //! While a word says *movable* there is no handle: owner and migration know the
-//! frame by its number, and of a claim and an isolation one succeeds.
+//! frame by its number, and of a claim and an isolation one succeeds. An owner
+//! who only wants to be rid of a page need not wait for migration:
+//! [`Mm::free_object`] leaves an isolated one to it.
+//!
+//! When a page migrates its descriptor goes with it; at most one word names it at any time.
 //! Descriptors are type-safe where [`DescriptorKind::is_type_safe`] says so,
 //! which is for both kinds here: a walker may look at one after reading the word.
+
+mod moving;
 
 use core::fmt;
 use core::ptr::NonNull;
@@ -22,8 +29,10 @@ use abi::Pfn;
 
 use crate::buddy::Gfp;
 use crate::memdesc::{
-    Descriptor, DescriptorKind, Hold, LookupError, Memdesc, Order, TransitionError, Word,
+    Descriptor, DescriptorKind, Hold, LookupError, Memdesc, Order, TransitionError, Word, WordCell,
 };
+pub use moving::{AdoptError, Freed, IsolatedObject};
+
 use crate::memory::{AllocError, FrozenFrames};
 use crate::mm::{Base, Caches, Mm};
 use crate::platform::Platform;
@@ -105,13 +114,6 @@ pub struct Described<'m, D> {
     descriptor: &'m D,
 }
 
-/// A described frame that migration has taken.
-#[must_use = "dropping a handle leaves the frame isolated for ever; put it back"]
-pub struct IsolatedObject<'m, D> {
-    frame: Pfn,
-    descriptor: &'m D,
-}
-
 /// Why frames got no descriptor; they come back.
 #[derive(Debug)]
 pub struct DescribeError {
@@ -159,27 +161,9 @@ impl<'m, D> Described<'m, D> {
     }
 }
 
-impl<'m, D> IsolatedObject<'m, D> {
-    /// The frame.
-    pub const fn frame(&self) -> Pfn {
-        self.frame
-    }
-
-    /// Its descriptor.
-    pub const fn descriptor(&self) -> &D {
-        self.descriptor
-    }
-}
-
 impl<D> fmt::Debug for Described<'_, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Described({:?})", self.frame)
-    }
-}
-
-impl<D> fmt::Debug for IsolatedObject<'_, D> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "IsolatedObject({:?})", self.frame)
     }
 }
 
@@ -229,44 +213,10 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// The owner takes its movable page back: nobody can isolate it any more.
     ///
     /// # Errors
-    /// [`TakeError`]; `Taken(Isolated)` while migration has it.
+    /// [`TakeError`]; `Taken(Isolated)` while migration has it. An owner who wants the
+    /// page only to free it calls [`Self::free_object`], which does not fail then.
     pub fn claim_object<D: FrameObject>(&self, frame: Pfn) -> Result<Described<'m, D>, TakeError> {
         self.base().claim_object(frame)
-    }
-
-    /// Migration takes a movable page from its owner: one swap, no lock, no count.
-    ///
-    /// # Errors
-    /// [`TakeError`].
-    pub fn isolate_object<D: FrameObject>(
-        &self,
-        frame: Pfn,
-    ) -> Result<IsolatedObject<'m, D>, TakeError> {
-        let descriptor = self.base().take_object(frame, Hold::Isolated)?;
-        Ok(IsolatedObject { frame, descriptor })
-    }
-
-    /// Migration gives a page back to its owner, movable as before.
-    ///
-    /// # Errors
-    /// The word is not the handle's: memory corruption.
-    pub fn putback_object<D: FrameObject>(
-        &self,
-        object: IsolatedObject<'m, D>,
-    ) -> Result<(), TransitionError> {
-        self.base().change_hold(object.frame, object.descriptor, Hold::Isolated, Hold::Movable)
-    }
-
-    /// Ends a migration: the owner has moved to another page, and this one is
-    /// allocated memory again. Its descriptor is freed.
-    ///
-    /// # Errors
-    /// The word is not the handle's: memory corruption. Frame and descriptor are leaked.
-    pub fn retire_object<D: FrameObject>(
-        &self,
-        object: IsolatedObject<'m, D>,
-    ) -> Result<FrozenFrames, TransitionError> {
-        self.base().dissolve_object(object.frame, object.descriptor, Hold::Isolated)
     }
 }
 
@@ -313,7 +263,11 @@ impl<P: Platform> Base<P> {
         &'m self,
         object: Described<'m, D>,
     ) -> Result<FrozenFrames, TransitionError> {
-        self.dissolve_object(object.frame, object.descriptor, Hold::Held)
+        // SAFETY: the handle owned the frame, whose word names the descriptor.
+        let frames = unsafe { FrozenFrames::from_raw(object.frame, Order::ZERO) };
+        self.memory.undescribe(&frames, word_of(object.descriptor, Hold::Held))?;
+        self.free_object_descriptor(object.descriptor);
+        Ok(frames)
     }
 
     /// As [`Mm::let_migrate`].
@@ -336,30 +290,35 @@ impl<P: Platform> Base<P> {
         &'m self,
         frame: Pfn,
     ) -> Result<Described<'m, D>, TakeError> {
-        let descriptor = self.take_object(frame, Hold::Held)?;
+        let (word, hold, descriptor) = self.found_object::<D>(frame)?;
+        if hold != Hold::Movable {
+            return Err(TakeError::Taken(hold));
+        }
+        let held = word_of(descriptor, Hold::Held);
+        self.memory.transition(frame, word, held).map_err(|_| TakeError::Raced)?;
         Ok(Described { frame, descriptor })
     }
 
-    fn dissolve_object<'m, D: FrameObject>(
-        &'m self,
-        frame: Pfn,
-        descriptor: &'m D,
-        hold: Hold,
-    ) -> Result<FrozenFrames, TransitionError> {
-        // SAFETY: the handle owned the frame, whose word names the descriptor.
-        let frames = unsafe { FrozenFrames::from_raw(frame, Order::ZERO) };
-        self.memory.undescribe(&frames, word_of(descriptor, hold))?;
+    fn free_object_descriptor<D: FrameObject>(&self, descriptor: &D) {
         let cache = D::cache(&self.caches);
         // SAFETY: from this cache, and no word names it any more; late walkers find it
         // a `D` still.
         unsafe { cache.free(&self.memory, NonNull::from(descriptor)) };
-        Ok(frames)
     }
 
-    fn take_object<D: FrameObject>(&self, frame: Pfn, to: Hold) -> Result<&D, TakeError> {
+    fn cell_of(&self, frame: Pfn) -> Result<&WordCell, TransitionError> {
+        let cell = self.memory.words().cell(frame);
+        // A handle of another machine's memory.
+        cell.map_err(|_| TransitionError::Raced { found: Word::EMPTY })
+    }
+
+    /// The object that the word of `frame` names, the word, and its hold. Unless the
+    /// caller owns the frame, the object may be another frame's at any time.
+    fn found_object<D: FrameObject>(&self, frame: Pfn) -> Result<(Word, Hold, &D), TakeError> {
         let word = self.memory.words().load(frame);
         let word = word.map_err(|out| TakeError::Lookup(LookupError::OutOfMap(out)))?;
-        let descriptor = match self.memory.words().decode(frame).map_err(TakeError::Lookup)? {
+        let unknown = |unknown| TakeError::Lookup(LookupError::Unknown(unknown));
+        let found = match word.decode().map_err(unknown)? {
             Memdesc::Descriptor(found) if found.kind == D::KIND => found,
             Memdesc::Descriptor(_)
             | Memdesc::Block(_)
@@ -369,18 +328,13 @@ impl<P: Platform> Base<P> {
             | Memdesc::Buddy(_)
             | Memdesc::Transit(_) => return Err(TakeError::OtherKind(word)),
         };
-        if descriptor.hold != Hold::Movable {
-            return Err(TakeError::Taken(descriptor.hold));
-        }
-        let from = Memdesc::Descriptor(descriptor).encode();
-        let taken = Memdesc::Descriptor(descriptor.with_hold(to)).encode();
-        self.memory.transition(frame, from, taken).map_err(|_| TakeError::Raced)?;
-        let address = usize::try_from(descriptor.address()).unwrap_or(0);
+        let address = usize::try_from(found.address()).unwrap_or(0);
         let object = NonNull::new(core::ptr::with_exposed_provenance_mut::<D>(address));
         let object = object.ok_or(TakeError::OtherKind(word))?;
-        // SAFETY: the word named it until this swap, which took the frame and its
-        // descriptor from whoever else might have freed them.
-        Ok(unsafe { &*object.as_ptr() })
+        // SAFETY: the word names it, so it is an object of the cache, whose memory stays
+        // a `D`, all of it atomic, until a grace period after it was freed; the callers
+        // own the frame, or do not look at it before a swap of the word.
+        Ok((word, found.hold, unsafe { &*object.as_ptr() }))
     }
 
     fn change_hold<D: FrameObject>(

@@ -186,7 +186,7 @@ impl Rig<'_> {
                 match word.hold {
                     Hold::Parked => assert_eq!(stored.state, BlockState::InFlight),
                     Hold::Movable | Hold::Isolated => assert_eq!(stored.state, BlockState::Settled),
-                    Hold::Held => panic!("a block is held between two polls"),
+                    Hold::Held | Hold::Doomed => panic!("a block is held between two polls"),
                 }
             }
         }
