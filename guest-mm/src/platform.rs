@@ -58,6 +58,25 @@ pub unsafe trait Platform: Sync + 'static {
     /// holder. May run another thread if interrupts are not masked.
     fn relax(&self);
 
+    /// Waits until `is_over` says so, of what is known by `key`. It is asked at
+    /// least once, perhaps masked and often; it neither waits nor takes a lock.
+    ///
+    /// Whoever makes it true calls [`Self::wake`] afterwards. A machine with
+    /// threads lets this one sleep until then, and others run; without them it
+    /// asks again and again. The caller is unmasked and holds nothing that the
+    /// one it waits for wants.
+    fn wait_until(&self, key: WaitKey, is_over: &dyn Fn() -> bool) {
+        let _ = key;
+        while !is_over() {
+            self.relax();
+        }
+    }
+
+    /// Lets those go on who sleep on one of the `count` keys from `first` on: each
+    /// asks again. Whoever is about to sleep and asked before the caller's change
+    /// does not. Masked or not; may be called with spin locks held.
+    fn wake(&self, _first: WaitKey, _count: u64) {}
+
     /// Makes the entries of the upper half of `table`, a zeroed root page
     /// table, those of the kernel. A machine without an MMU leaves them empty.
     fn init_root(&self, _table: NonNull<u64>) {}
@@ -141,6 +160,43 @@ impl fmt::Display for MapError {
 }
 
 impl core::error::Error for MapError {}
+
+/// What somebody waits for ([`Platform::wait_until`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WaitKey(u64);
+
+impl WaitKey {
+    /// Set in keys of addresses, which are even; frame numbers are far smaller.
+    const OBJECT: u64 = 1 << 63;
+
+    /// That the page in frame `pfn` is there or elsewhere, and no longer on its way.
+    pub const fn frame(pfn: Pfn) -> Self {
+        Self(pfn.number() & !Self::OBJECT)
+    }
+
+    /// That `object` is no longer locked.
+    pub fn object<T>(object: &T) -> Self {
+        Self(core::ptr::from_ref(object).addr() as u64 >> 1 | Self::OBJECT)
+    }
+
+    /// Whether it is one of the `count` keys from `first` on.
+    pub const fn is_among(self, first: Self, count: u64) -> bool {
+        match self.0.checked_sub(first.0) {
+            Some(nth) => nth < count,
+            None => false,
+        }
+    }
+
+    /// A number of its own, not `u64::MAX`.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The key with this number.
+    pub const fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+}
 
 /// A step that tests can make fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

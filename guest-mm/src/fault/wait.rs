@@ -1,11 +1,13 @@
 //! Waiting between rounds, with no lock held.
 
+use abi::Pfn;
+
 use super::FaultError;
 use crate::addr::VirtAddr;
 use crate::folio::FolioRef;
 use crate::mm::Mm;
-use crate::pgtable::{Entry, Found};
-use crate::platform::Platform;
+use crate::pgtable::{Entry, Found, Location, PteState, Target};
+use crate::platform::{Platform, WaitKey};
 use crate::reclaim::Attempts;
 use crate::space::AddressSpace;
 
@@ -21,7 +23,7 @@ pub(super) enum Wait<'m> {
     /// Somebody has the folio locked.
     Folio(FolioRef<'m>),
     /// Somebody moves the page: this leaf will change. No reference to the folio
-    /// is taken, which would be in the mover's way.
+    /// is taken, which would be in the mover's way: he wants it alone.
     Leaf(Entry),
     /// There was no memory.
     Memory,
@@ -39,15 +41,20 @@ impl<'m, P: Platform> Mm<'m, P> {
     ) -> Result<(), FaultError> {
         match wait {
             Wait::Folio(folio) => {
-                while folio.is_locked() && !space.is_dead() {
-                    self.platform().relax();
-                }
+                folio.await_unlock(self.platform(), &|| space.is_dead());
                 self.put(folio);
                 Ok(())
             }
             Wait::Leaf(seen) => {
-                while self.is_leaf(space, page, seen) && !space.is_dead() {
-                    self.platform().relax();
+                let is_over = || !self.is_leaf(space, page, seen) || space.is_dead();
+                match moving_frame(seen) {
+                    Some(frame) => self.platform().wait_until(WaitKey::frame(frame), &is_over),
+                    None => {
+                        // Nobody wakes whoever waits for a device.
+                        while !is_over() {
+                            self.platform().relax();
+                        }
+                    }
                 }
                 Ok(())
             }
@@ -71,5 +78,21 @@ impl<'m, P: Platform> Mm<'m, P> {
             Found::Pte { entry, .. } | Found::Pmd { entry, .. } => entry == seen,
             Found::Hole | Found::Unknown(_) => false,
         }
+    }
+}
+
+/// The frame that a migration leaf, of either size, names: what its mover wakes by.
+///
+/// Not the leaf's place: that may be unmapped, moved or split meanwhile, but the
+/// migration of the frame ends once, and whoever ends it knows the frame.
+fn moving_frame(seen: Entry) -> Option<Pfn> {
+    // Directories and tables have the same bits for it.
+    let PteState::Soft(leaf) = seen.pte() else { return None };
+    match leaf.kind().target() {
+        Target::Migrating(Location::Pfn(pfn)) => Some(pfn),
+        Target::Migrating(Location::DevOffset(_))
+        | Target::Mapped(_)
+        | Target::Nothing
+        | Target::Swap(_) => None,
     }
 }

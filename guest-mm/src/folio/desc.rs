@@ -43,6 +43,8 @@ bitflags! {
         const ANON = 1 << 13;
         /// Device memory: what the tag of its words says too.
         const DEVICE = 1 << 14;
+        /// Somebody sleeps until it is unlocked, or is about to.
+        const WAITERS = 1 << 15;
     }
 }
 

@@ -191,7 +191,7 @@ impl<'m, P: Platform> Mm<'m, P> {
                 self.lru_add(part);
             }
             if !is_first {
-                part.release_lock();
+                part.release_lock(self.platform());
                 // SAFETY: the reference that `divide` left without a handle.
                 self.put(unsafe { FolioRef::from_raw(NonNull::from(part)) });
             }

@@ -15,6 +15,7 @@ mod managed;
 mod no_alloc;
 mod offline;
 mod pcp;
+#[cfg(not(loom))]
 mod relocate;
 mod transit;
 

@@ -15,7 +15,7 @@ use crate::pgtable::{
     Entry, Leaf, LeafFlags, LeafState, LeafWalk, Location, Pte, PteState, SizedLeaf, Softleaf,
     Sought, SoughtLeaves, ZapRules,
 };
-use crate::platform::Platform;
+use crate::platform::{Platform, WaitKey};
 use crate::space::{AddressSpace, Rss, VmFlags, Vma};
 use crate::sync::shim::Ordering;
 
@@ -91,6 +91,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// the copy after one that did not. All that the leaves kept comes back.
     ///
     /// The folio is locked and not frozen; `anchor` is from before it was unmapped.
+    /// Who sleeps on one of the leaves goes on.
     pub fn restore_leaves(&self, anchor: &RmapAnchor<'m, P>, folio: &Folio, from: abi::Pfn) {
         debug_assert!(folio.is_locked(), "{folio:?}");
         let Some(frames) = abi::PfnRange::from_start(from, folio.pages()) else { return };
@@ -110,6 +111,8 @@ impl<'m, P: Platform> Mm<'m, P> {
             ControlFlow::Continue(())
         });
         debug_assert_eq!(walk, ControlFlow::Continue(()));
+        // Whatever became of the leaves meanwhile: none names these frames any more.
+        self.platform().wake(WaitKey::frame(from), frames.len().get());
     }
 
     /// Zaps the pages `first..end` of a file from all that map it, private copies

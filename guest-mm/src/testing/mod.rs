@@ -6,6 +6,7 @@
 mod faults;
 pub mod mmu;
 mod spare;
+mod waits;
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -19,9 +20,10 @@ use abi::{PAGE_SIZE, PageCount, Pfn, PfnRange};
 pub use faults::FaultPlan;
 use mmu::Mmu;
 use spare::Spare;
+pub use waits::Waits;
 
 use crate::memory::Memory;
-use crate::platform::{CpuSet, FaultSite, MAX_CPUS, MapError, Platform, TlbFlush};
+use crate::platform::{CpuSet, FaultSite, MAX_CPUS, MapError, Platform, TlbFlush, WaitKey};
 use crate::sync::HeldLocks;
 
 std::thread_local! {
@@ -39,6 +41,7 @@ pub struct TestPlatform {
     faults: FaultPlan,
     locks: HeldLocks,
     mmu: Mmu,
+    waits: Waits,
 }
 
 /// Makes the calling thread CPU `cpu` of every [`TestPlatform`].
@@ -91,6 +94,7 @@ impl TestPlatform {
             faults: FaultPlan::new(seed),
             locks: HeldLocks::new(),
             mmu: Mmu::new(seed),
+            waits: Waits::default(),
         }
     }
 
@@ -129,6 +133,11 @@ impl TestPlatform {
     /// The MMUs of its CPUs.
     pub const fn mmu(&self) -> &Mmu {
         &self.mmu
+    }
+
+    /// Who sleeps.
+    pub const fn waits(&self) -> &Waits {
+        &self.waits
     }
 
     /// Lets virtual time pass.
@@ -180,6 +189,14 @@ unsafe impl Platform for TestPlatform {
 
     fn relax(&self) {
         std::thread::yield_now();
+    }
+
+    fn wait_until(&self, key: WaitKey, is_over: &dyn Fn() -> bool) {
+        self.waits.wait_until(key, is_over);
+    }
+
+    fn wake(&self, first: WaitKey, count: u64) {
+        self.waits.wake(first, count);
     }
 
     fn load_root(&self, _root: Option<Pfn>) {
@@ -289,6 +306,14 @@ unsafe impl<P: Platform + Send> Platform for Arc<P> {
 
     fn relax(&self) {
         P::relax(self);
+    }
+
+    fn wait_until(&self, key: WaitKey, is_over: &dyn Fn() -> bool) {
+        P::wait_until(self, key, is_over);
+    }
+
+    fn wake(&self, first: WaitKey, count: u64) {
+        P::wake(self, first, count);
     }
 
     fn init_root(&self, table: NonNull<u64>) {

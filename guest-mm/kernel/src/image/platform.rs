@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::Pfn;
-use guest_mm::platform::{CpuSet, Platform, TlbFlush};
+use guest_mm::platform::{CpuSet, Platform, TlbFlush, WaitKey};
 
 use super::{irq, paging, smp, time};
 
@@ -56,6 +56,14 @@ unsafe impl Platform for Machine {
 
     fn relax(&self) {
         smp::relax();
+    }
+
+    fn wait_until(&self, key: WaitKey, is_over: &dyn Fn() -> bool) {
+        smp::wait_until(key, is_over);
+    }
+
+    fn wake(&self, first: WaitKey, count: u64) {
+        smp::wake(first, count);
     }
 
     fn kick(&self, cpus: CpuSet) {
