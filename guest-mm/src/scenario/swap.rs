@@ -1,4 +1,4 @@
-//! `swap`: pages go to a device in RAM and come back as they went: by
+//! `swap`: pages go to a device in RAM, plain and compressed, and come back as they went: by
 //! MADV_PAGEOUT, so that the scenario needs no shortage and is the same on
 //! machines of any size.
 
@@ -20,11 +20,24 @@ const PAGES: u64 = 96;
 /// Rounds of the threads unless told otherwise.
 const ROUNDS: u64 = 30;
 
-/// Runs the scenario.
+/// Runs the scenario, on both devices.
 pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
-    if ctx.mm.swapon_ram(SLOTS).is_err() {
-        return Err(Errno::ENOMEM.into());
+    for device in ["ram", "zram"] {
+        let on = match device {
+            "zram" => ctx.mm.swapon_zram(SLOTS),
+            _ => ctx.mm.swapon_ram(SLOTS),
+        };
+        if on.is_err() {
+            return Err(Errno::ENOMEM.into());
+        }
+        ctx.print(format_args!("swap to {device}"));
+        on_device(ctx)?;
     }
+    Ok(())
+}
+
+/// Runs all cases on the device that is on, and switches it off.
+fn on_device<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let before = ctx.mm.swap_stats();
     let cases = [
         Case { name: "out-and-in", run: out_and_in },
@@ -46,9 +59,11 @@ pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         after.cache_hits - before.cache_hits
     ));
     let leaked = u64::from(after.slots - after.free_slots);
+    let kept = ctx.mm.zram_stats().map_or(0, |zram| zram.pages);
     let off = ctx.mm.swapoff();
     ended?;
     check_eq(leaked, 0, "slots in use at the end")?;
+    check_eq(kept, 0, "compressed pages at the end")?;
     check_eq(strange, 0, "leaves with strange slots")?;
     check(off == Ok(()), "swap can be switched off")
 }

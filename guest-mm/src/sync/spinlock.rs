@@ -81,6 +81,12 @@ impl<T> SpinLock<T> {
         unsafe { &mut *value }
     }
 
+    /// The value, without the lock.
+    #[cfg(not(loom))]
+    pub fn into_inner(self) -> T {
+        self.value.into_inner()
+    }
+
     fn acquire<'a, P: Platform>(
         &'a self,
         platform: &'a P,
