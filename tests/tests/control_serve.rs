@@ -12,7 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use aerostat_api::{
-    ActionType, BalloonConfig, BootSource, ClientError, InstanceState, MachineConfig, VmConfig,
+    ActionType, BalloonConfig, BootSource, ClientError, InstanceState, MachineConfig,
+    MemoryHotplugConfig, VmConfig,
 };
 use proptest::prelude::*;
 use system_tests::mock_vm::MockVm;
@@ -39,6 +40,10 @@ fn balloon(amount_mib: u32) -> BalloonConfig {
     }
 }
 
+fn hotplug(total_size_mib: u64) -> MemoryHotplugConfig {
+    MemoryHotplugConfig { total_size_mib, block_size_mib: 2, slot_size_mib: 128 }
+}
+
 /// Status and body of a request.
 fn send(vm: &MockVm, method: &str, path: &str, body: &str) -> (u16, String) {
     let answer = vm.client().raw(method, path, body.as_bytes()).unwrap();
@@ -54,7 +59,7 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (u16, String) 
 
 /// Every request with its answer's status before and after the start. Where one state refuses what the
 /// other takes, the message says which.
-const RULES: [(&str, &str, &str, u16, u16); 42] = [
+const RULES: [(&str, &str, &str, u16, u16); 47] = [
     ("GET", "/", "", 200, 200),
     ("GET", "/version", "", 200, 200),
     ("GET", "/vm", "", 200, 200),
@@ -88,7 +93,12 @@ const RULES: [(&str, &str, &str, u16, u16); 42] = [
     ("PUT", "/network-interfaces/eth0", "{}", 400, 400),
     ("PATCH", "/network-interfaces/eth0", "{}", 400, 400),
     ("PUT", "/pmem/a", "{}", 400, 400),
-    ("GET", "/hotplug/memory", "", 400, 400),
+    ("PUT", "/hotplug/memory", r#"{"total_size_mib":1024}"#, 204, 400),
+    ("GET", "/hotplug/memory", "", 400, 200),
+    ("PATCH", "/hotplug/memory", r#"{"requested_size_mib":2}"#, 400, 204),
+    ("GET", "/hotplug/memory/status", "", 409, 200),
+    ("GET", "/hotplug/memory/operation", "", 409, 200),
+    ("PUT", "/hotplug/memory/operation", r#"{"target_bytes":2097152}"#, 409, 200),
     ("PUT", "/snapshot/create", "{}", 400, 400),
     ("PUT", "/snapshot/load", "{}", 400, 400),
     ("GET", "/mmds", "", 400, 400),
@@ -104,6 +114,7 @@ fn every_request_is_answered_as_the_rules_of_its_state_say() {
     let (before, after) = (startable(), startable());
     after.client().set_boot_source(&embedded()).unwrap();
     after.client().set_balloon(&balloon(0)).unwrap();
+    after.client().set_hotplug_memory(&hotplug(1024)).unwrap();
     after.client().start().unwrap();
     for (method, path, body, status_before, status_after) in RULES {
         let name = format!("{method} {path} {body}");
@@ -138,7 +149,6 @@ fn what_is_not_supported_is_refused_by_its_name() {
         ("PATCH", "/mmds", "MMDS"),
         ("PUT", "/cpu-config", "cpu-config"),
         ("PUT", "/pmem/a", "pmem"),
-        ("PATCH", "/hotplug/memory", "hotplug"),
     ] {
         let (status, said) = send(&vm, method, path, "{}");
         assert_eq!(status, 400, "{said}");

@@ -11,6 +11,7 @@ use guest_ram::BackingKind;
 use super::value::{self, DriveArgument, OnResetArgument};
 use crate::vm::config::BalloonConfig;
 use crate::vm::config::GuestConsole;
+use crate::vm::config::hotplug::HotplugConfig;
 
 /// A KVM micro-VMM whose subject is guest memory.
 ///
@@ -42,6 +43,9 @@ pub(super) enum Command {
     /// Show or resize the balloon of a running VM
     #[command(subcommand)]
     Balloon(BalloonCommand),
+    /// Show, plug or unplug the hotplug memory of a running VM
+    #[command(subcommand)]
+    Memory(MemoryCommand),
     /// Run a scenario in the guest; its exit code becomes this command's
     Exec(ExecOptions),
     /// Show what a running VM is
@@ -87,9 +91,13 @@ pub(super) struct RunOptions {
     /// a process), stall-after=TIME (2s unless set). There always is a balloon; its target is 0 unless set
     #[arg(long, value_name = "OPTIONS", value_parser = value::balloon_options)]
     pub(super) balloon: Option<BalloonConfig>,
+    /// Hotplug memory that can be plugged while the guest runs, in blocks of 2M; after a comma: block=SIZE, slot=SIZE (what
+    /// is closed to the guest as a whole), stall-after=TIME (5s unless set). Nothing is plugged at the start
+    #[arg(long, value_name = "SIZE[,OPTIONS]", value_parser = value::hotplug)]
+    pub(super) hotplug_memory: Option<HotplugConfig>,
     /// A VM as Firecracker's configuration files describe it: only what is configured is there
     #[arg(long, value_name = "PATH")]
-    #[arg(conflicts_with_all = ["size", "vcpus", "kernel", "initrd", "cmdline", "drives", "balloon"])]
+    #[arg(conflicts_with_all = ["size", "vcpus", "kernel", "initrd", "cmdline", "drives", "balloon", "hotplug_memory"])]
     pub(super) config_file: Option<PathBuf>,
     /// Guest console that standard input goes to; with hvc0, the output of both is shown
     #[arg(long, value_name = "CONSOLE", default_value = "ttyS0")]
@@ -267,6 +275,28 @@ pub(super) enum BalloonCommand {
     /// Give SIZE back to the guest, or everything
     Deflate {
         /// How much; without it everything
+        #[arg(value_parser = value::some_pages, allow_hyphen_values = true)]
+        size: Option<Size>,
+        #[command(flatten)]
+        wait: WaitOptions,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MemoryCommand {
+    /// Show sizes, driver, and what the host really holds
+    Get(QueryOptions),
+    /// Plug SIZE more than is requested now
+    Plug {
+        /// How much more: a multiple of the block size
+        #[arg(value_parser = value::some_pages, allow_hyphen_values = true)]
+        size: Size,
+        #[command(flatten)]
+        wait: WaitOptions,
+    },
+    /// Unplug SIZE of what is requested now, or everything
+    Unplug {
+        /// How much: a multiple of the block size; without it everything
         #[arg(value_parser = value::some_pages, allow_hyphen_values = true)]
         size: Option<Size>,
         #[command(flatten)]

@@ -13,6 +13,7 @@ mod discover;
 mod exec;
 mod failure;
 mod guest;
+mod memory;
 mod output;
 mod own_vm;
 mod resize;
@@ -82,6 +83,7 @@ fn dispatch(command: Command, started: Instant) -> Result<u8, Failure> {
         Command::Demo(options) => demo::demo(&options),
         Command::Bench(BenchCommand::Mm(options)) => bench::mm(&options),
         Command::Balloon(command) => balloon::balloon(command),
+        Command::Memory(command) => memory::memory(command),
         Command::Exec(options) => exec::exec(options),
         Command::Info(query) => command::info(&query),
         Command::Pause(target) => command::pause(&target),
