@@ -332,7 +332,7 @@ impl<'m, P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'m, P, B, S> {
     }
 
     /// Pages whose inflation was confirmed and whose deflation has not begun.
-    fn actual(&self) -> PageCount {
+    pub(super) fn actual(&self) -> PageCount {
         self.committed().saturating_sub(self.inflate.in_flight())
     }
 

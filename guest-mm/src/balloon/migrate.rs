@@ -170,8 +170,9 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
         moves: &mut [Option<Move<'_>>],
         wait: &mut dyn FnMut() -> bool,
     ) -> Result<(), BalloonError> {
-        // Before the destinations count: they are to replace what they come for.
-        let mut excess = self.committed().saturating_sub(self.target);
+        // Before the destinations count, which are to replace what they come for; and of
+        // what the host has confirmed, lest it hold less than the target meanwhile.
+        let mut excess = self.actual().saturating_sub(self.target);
         for at in 0..moves.len() {
             let Some(Some(step)) = moves.get(at) else { continue };
             let taken = self.begin(step, &mut excess);
