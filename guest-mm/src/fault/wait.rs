@@ -47,6 +47,10 @@ impl<'m, P: Platform> Mm<'m, P> {
             }
             Wait::Leaf(seen) => {
                 let is_over = || !self.is_leaf(space, page, seen) || space.is_dead();
+                #[cfg(test)]
+                if mutant::wait_wrongly(self, moving_frame(seen), &is_over) {
+                    return Ok(());
+                }
                 match moving_frame(seen) {
                     Some(frame) => self.platform().wait_until(WaitKey::frame(frame), &is_over),
                     None => {
@@ -94,5 +98,51 @@ fn moving_frame(seen: Entry) -> Option<Pfn> {
         | Target::Mapped(_)
         | Target::Nothing
         | Target::Swap(_) => None,
+    }
+}
+
+/// Faulty waits, for the tests that must notice them: how two CPUs of Linux kept
+/// each other, and the mover, from getting on (fixed by b570f37a2ce4).
+#[cfg(test)]
+pub(crate) mod mutant {
+    use std::cell::Cell;
+
+    use abi::Pfn;
+
+    use crate::mm::Mm;
+    use crate::platform::Platform;
+
+    /// What a thread does wrong while it waits for a page that moves.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Mutant {
+        /// Holds a reference of the folio, which the mover wants alone.
+        HoldsReference,
+        /// Looks again and again, and keeps its CPU.
+        Spins,
+    }
+
+    std::thread_local! {
+        /// That of the calling thread.
+        pub(crate) static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Waits as the thread's mutant would, if it has one.
+    pub(super) fn wait_wrongly<P: Platform>(
+        mm: &Mm<'_, P>,
+        frame: Option<Pfn>,
+        is_over: &dyn Fn() -> bool,
+    ) -> bool {
+        let Some((mutant, frame)) = ACTIVE.get().zip(frame) else { return false };
+        let held = match mutant {
+            Mutant::HoldsReference => mm.folio_of(frame).ok(),
+            Mutant::Spins => None,
+        };
+        while !is_over() {
+            mm.platform().relax();
+        }
+        if let Some(folio) = held {
+            mm.put(folio);
+        }
+        true
     }
 }

@@ -43,8 +43,8 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// back. A folio that nobody uses any more is freed instead.
     ///
     /// May wait for the folio's lock, but not in [`MigrateMode::Async`]; the caller
-    /// holds no folio's lock and nothing of an inner class. Allocates nothing,
-    /// but a table for each PMD leaf that has to be split.
+    /// holds no folio's lock and nothing of an inner class. Allocates nothing: a
+    /// large folio's PMD leaves become migration leaves of the same size.
     ///
     /// # Errors
     /// [`FailedTransfer`] with `Busy`: pinned, poisoned or locked in memory. `Again`:
@@ -55,6 +55,21 @@ impl<'m, P: Platform> Mm<'m, P> {
         isolated: IsolatedFolio<'m>,
         destination: FrozenFrames,
         mode: MigrateMode,
+    ) -> Result<Transferred, FailedTransfer<'m>> {
+        self.transfer_folio_delayed(isolated, destination, mode, || ())
+    }
+
+    /// As [`Self::transfer_folio`], with `between` called while the folio's leaves are
+    /// migration leaves and it is not frozen yet: for tests of who comes then.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn transfer_folio_delayed(
+        &self,
+        isolated: IsolatedFolio<'m>,
+        destination: FrozenFrames,
+        mode: MigrateMode,
+        between: impl FnOnce(),
     ) -> Result<Transferred, FailedTransfer<'m>> {
         let fail = |folio, destination, error| FailedTransfer {
             folio: IsolatedFolio::own(folio),
@@ -72,7 +87,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             debug_assert!(false, "a destination of somebody else's");
             return Err(fail(folio, None, MigrateError::NoMemory));
         };
-        match self.lock_and_transfer(&folio, &transit, mode) {
+        match self.lock_and_transfer(&folio, &transit, mode, between) {
             Ok(source) => {
                 self.putback_lru_folio(IsolatedFolio::own(folio));
                 Ok(Transferred { source, spare: None })
@@ -104,12 +119,13 @@ impl<'m, P: Platform> Mm<'m, P> {
         folio: &FolioRef<'m>,
         to: &TransitFrames,
         mode: MigrateMode,
+        between: impl FnOnce(),
     ) -> Result<FrozenFrames, MigrateError> {
         let locked = match mode {
             MigrateMode::Async => folio.try_lock(self.platform()).ok_or(MigrateError::Again)?,
             MigrateMode::SyncLight | MigrateMode::Sync => folio.lock(self.platform()),
         };
-        let source = self.transfer_locked(folio, to)?;
+        let source = self.transfer_locked(folio, to, between)?;
         if !folio.is_mapped() {
             // Who gave the last use of its slot up found it locked, and left it to us.
             self.free_swap(&locked);
@@ -122,22 +138,23 @@ impl<'m, P: Platform> Mm<'m, P> {
         &self,
         folio: &FolioRef<'m>,
         to: &TransitFrames,
+        between: impl FnOnce(),
     ) -> Result<FrozenFrames, MigrateError> {
         let expected = check_alone(folio)?;
         let from = folio.range();
         let leaves = folio.mapcount();
+        let was_deferred = folio.has(FolioFlags::DEFERRED_SPLIT);
         let anchor = self.rmap_anchor(folio);
         if anchor.is_none() && folio.is_mapped() {
             return Err(MigrateError::Again);
         }
-        let moved = self.unmap_and_relocate(folio, expected, to);
+        let moved = self.unmap_and_relocate(folio, expected, to, between);
         if let Some(anchor) = anchor {
             // The leaves of where it was: its own still, if it did not move.
             self.restore_leaves(&anchor, folio, from.start());
             self.rmap_release(anchor);
         }
-        if folio.is_anon() && folio.is_mapped() && folio.mapcount() < leaves {
-            // Who unmapped part of it met migration leaves, which count nothing.
+        if was_deferred || is_partly_unmapped(folio, leaves) {
             self.deferred_split_folio(folio);
         }
         moved?;
@@ -150,11 +167,13 @@ impl<'m, P: Platform> Mm<'m, P> {
         folio: &FolioRef<'m>,
         expected: u32,
         to: &TransitFrames,
+        between: impl FnOnce(),
     ) -> Result<(), MigrateError> {
-        if folio.is_mapped() && !self.try_to_unmap(folio, Unmap::Migrate) {
+        if folio.is_mapped() && !self.try_to_unmap(folio, Unmap::MigrateWhole) {
             let is_pinned = folio.is_pinned();
             return Err(if is_pinned { MigrateError::Busy } else { MigrateError::Again });
         }
+        between();
         // One more for the handle that is frozen.
         let count = expected + 1;
         let frozen = match folio.get().freeze(count) {
@@ -225,6 +244,13 @@ fn check_alone(folio: &Folio) -> Result<u32, MigrateError> {
         return Err(MigrateError::Again);
     }
     Ok(expected)
+}
+
+/// Whether part of a folio seems to have been unmapped while its `leaves` were
+/// migration leaves, which count nothing. A guess, as in `remove_rmap`.
+fn is_partly_unmapped(folio: &Folio, leaves: u32) -> bool {
+    let left = folio.mapcount();
+    folio.is_anon() && left != leaves && left > 0 && u64::from(left) < folio.pages().get()
 }
 
 /// References of the cache that a locked folio is in.

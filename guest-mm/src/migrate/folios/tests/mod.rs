@@ -1,5 +1,7 @@
 //! Folios that move.
 
+mod large;
+mod livelock;
 mod small;
 
 use abi::Pfn;
