@@ -54,6 +54,8 @@ scenarios! {
     mkdirty "mkdirty"
     split_huge_page_test "split_huge_page_test"
     folio_split_race_test "folio_split_race_test"
+    migration "migration"
+    rmap "rmap"
     xarray "xarray"
     bench_mm "bench-mm"
 }

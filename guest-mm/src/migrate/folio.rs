@@ -3,19 +3,11 @@
 use abi::Pfn;
 
 use super::destination::Destinations;
-use super::folios::{FolioIsolateError, IsolatedFolio};
+use super::folios::{FolioIsolateError, FolioPages, IsolatedFolio};
 use super::ops::{MigrateError, MigrateMode};
+use crate::memdesc::Order;
 use crate::mm::Mm;
-use crate::platform::Platform;
-
-/// How a folio left its frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FolioMoved {
-    /// To others.
-    Moved,
-    /// Nobody used it any more: it was freed.
-    Freed,
-}
+use crate::platform::{FaultSite, Platform};
 
 impl<'m, P: Platform> Mm<'m, P> {
     /// Takes the folio that has frame `pfn` off the LRU; returns the batch's entry.
@@ -31,28 +23,39 @@ impl<'m, P: Platform> Mm<'m, P> {
         folio
     }
 
-    /// Moves the isolated folio at `head` and frees the frames that it has left.
-    /// Returns how, and its pages; the entry is gone then.
+    /// Moves the isolated folio at `head` and frees the frames that it has left. A
+    /// large one for which there is no destination is split, and moved by pages.
+    /// Returns what became of its pages; the entry is gone then.
     pub(super) fn migrate_folio(
         &self,
         head: Pfn,
         destinations: &mut dyn Destinations,
         mode: MigrateMode,
-    ) -> Result<(FolioMoved, u64), MigrateError> {
+    ) -> Result<FolioPages, MigrateError> {
         let folio = self.folio_entry(head).ok_or(MigrateError::Busy)?;
-        let pages = folio.order().pages().get();
-        let Some(destination) = destinations.take(folio.order(), head) else {
-            folio.into_raw();
-            return Err(MigrateError::NoMemory);
+        let (order, pages) = (folio.order(), folio.order().pages().get());
+        let fails = self.platform().inject_fault(FaultSite::MigrateDestination);
+        let destination = if fails { None } else { destinations.take(order, head) };
+        let Some(destination) = destination else {
+            if order == Order::ZERO {
+                folio.into_raw();
+                return Err(MigrateError::NoMemory);
+            }
+            return self.migrate_in_parts(folio, destinations, mode).map_err(|(folio, error)| {
+                folio.into_raw();
+                error
+            });
         };
         match self.transfer_folio(folio, destination, mode) {
             Ok(done) => {
                 self.memory().free_frozen(done.source);
-                let moved = done.spare.map_or(FolioMoved::Moved, |spare| {
-                    destinations.give_back(spare);
-                    FolioMoved::Freed
-                });
-                Ok((moved, pages))
+                Ok(match done.spare {
+                    None => FolioPages { moved: pages, ..FolioPages::default() },
+                    Some(spare) => {
+                        destinations.give_back(spare);
+                        FolioPages { freed: pages, ..FolioPages::default() }
+                    }
+                })
             }
             Err(failed) => {
                 failed.folio.into_raw();

@@ -33,7 +33,9 @@ mod transaction;
 
 pub use batch::{BATCH, MigrateBatch};
 pub use destination::{Allocated, Destinations};
-pub use folios::{FailedTransfer, FolioIsolateError, IsolatedFolio, Transferred};
+pub use folios::{
+    FailedTransfer, FolioIsolateError, IsolatedFolio, MigrateRangeError, RangeMigrated, Transferred,
+};
 pub use isolate::IsolateError;
 pub use ops::{MigrateError, MigrateMode, Migrated, MovableKind, MovableOps, Move, SourceMemory};
 pub(crate) use registry::Registry;

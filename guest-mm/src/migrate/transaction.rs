@@ -4,7 +4,6 @@ use abi::Pfn;
 
 use super::batch::MigrateBatch;
 use super::destination::Destinations;
-use super::folio::FolioMoved;
 use super::isolate::EntryKind;
 use super::ops::{MigrateError, MigrateMode, Migrated, MovableKind, Move};
 use super::settle::Settled;
@@ -109,11 +108,12 @@ impl<P: Platform, const N: usize> Call<'_, '_, '_, P, N> {
     fn try_folio(&mut self, entry: Pfn) {
         let pages = self.mm.isolated_folio_pages(entry);
         match self.mm.migrate_folio(entry, self.destinations, self.mode) {
-            Ok((moved, pages)) => {
+            Ok(pages) => {
                 self.mm.migration.folios.fetch_sub(1, Ordering::Relaxed);
-                match moved {
-                    FolioMoved::Moved => self.stats.migrated += pages,
-                    FolioMoved::Freed => self.stats.freed += pages,
+                self.stats.migrated += pages.moved;
+                self.stats.freed += pages.freed;
+                if let Some(error) = pages.error {
+                    self.stats.note_failed(error, pages.failed);
                 }
             }
             Err(error) => self.failed(entry, EntryKind::Folio, pages, error),

@@ -20,6 +20,7 @@ mod gup_longterm;
 mod gup_stress;
 mod gup_test;
 mod machine;
+pub(crate) mod migration;
 mod mkdirty;
 mod oom;
 mod process;
@@ -84,6 +85,10 @@ pub enum Name {
     SplitHugePage,
     /// Linux's `folio_split_race_test`.
     FolioSplitRace,
+    /// Linux's `migration` test.
+    Migration,
+    /// Linux's `rmap` test.
+    Rmap,
     /// Linux's XArray test.
     XArray,
     /// Measurements, one line of JSON each.
@@ -128,6 +133,8 @@ impl Name {
         Self::Mkdirty,
         Self::SplitHugePage,
         Self::FolioSplitRace,
+        Self::Migration,
+        Self::Rmap,
         Self::XArray,
         Self::BenchMm,
     ];
@@ -162,6 +169,8 @@ impl Name {
             Self::Mkdirty => ("mkdirty", "dirty is not writable: Linux's mkdirty"),
             Self::SplitHugePage => ("split_huge_page_test", "splits to any order: Linux's test"),
             Self::FolioSplitRace => ("folio_split_race_test", "splits under access: Linux's test"),
+            Self::Migration => ("migration", "pages move under their users: Linux's test"),
+            Self::Rmap => ("rmap", "a page that moves moves for all: Linux's test"),
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
             Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
         };
@@ -323,6 +332,8 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         Name::Mkdirty => mkdirty::run(ctx),
         Name::SplitHugePage => split_huge_page::run(ctx),
         Name::FolioSplitRace => split_huge_page::run_race(ctx),
+        Name::Migration => migration::run_migration(ctx),
+        Name::Rmap => migration::run_rmap(ctx),
         Name::XArray => xarray::run(ctx),
         Name::BenchMm => bench::run(ctx),
     };

@@ -15,9 +15,13 @@
 //! [`Mm::putback_lru_folio`]: crate::mm::Mm::putback_lru_folio
 
 mod isolate;
+mod parts;
+mod range;
 mod transfer;
 
 pub use isolate::{FolioIsolateError, IsolatedFolio};
+pub(super) use parts::FolioPages;
+pub use range::{MigrateRangeError, RangeMigrated};
 pub use transfer::{FailedTransfer, Transferred};
 
 #[cfg(test)]

@@ -125,12 +125,21 @@ impl<'m, P: Platform> Mm<'m, P> {
             MigrateMode::Async => folio.try_lock(self.platform()).ok_or(MigrateError::Again)?,
             MigrateMode::SyncLight | MigrateMode::Sync => folio.lock(self.platform()),
         };
-        let source = self.transfer_locked(folio, to, between)?;
-        if !folio.is_mapped() {
-            // Who gave the last use of its slot up found it locked, and left it to us.
+        let moved = self.transfer_locked(folio, to, between);
+        drop(locked);
+        self.free_unused_swap(folio);
+        moved
+    }
+
+    /// Takes a folio out of the swap cache whose slot nobody names any more: who gave
+    /// its last use up while the folio was locked has left that to who unlocked it.
+    fn free_unused_swap(&self, folio: &FolioRef<'m>) {
+        if folio.has(FolioFlags::SWAPCACHE)
+            && !folio.is_mapped()
+            && let Some(locked) = folio.try_lock(self.platform())
+        {
             self.free_swap(&locked);
         }
-        Ok(source)
     }
 
     /// What happens below the folio's lock.

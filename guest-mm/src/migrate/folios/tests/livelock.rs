@@ -92,5 +92,5 @@ fn mutant_that_holds_a_reference_while_it_waits_keeps_the_page_from_moving() {
 #[test]
 #[should_panic(expected = "a waiter spins")]
 fn mutant_that_spins_while_it_waits_is_noticed() {
-    let _ = move_under_faults(Some(Mutant::Spins));
+    assert_eq!(move_under_faults(Some(Mutant::Spins)), Ok(()));
 }

@@ -2,6 +2,8 @@
 
 mod large;
 mod livelock;
+mod parts;
+mod range;
 mod small;
 
 use abi::Pfn;
