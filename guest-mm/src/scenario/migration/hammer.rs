@@ -20,6 +20,8 @@ const USED: usize = 12;
 const ROUNDS: u64 = 40;
 /// Where 2 MiB are mapped.
 const AT: u64 = 1 << 32;
+/// Accesses that the others have made by then, in all.
+const USES: u64 = 100;
 /// The mover does so many times its rounds at most while it waits for the others to begin.
 const LATE: u64 = 100;
 
@@ -46,6 +48,7 @@ pub(in crate::scenario) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome 
 struct Scene<'a, 'm, M: Machine> {
     /// That of each thread; of private memory only the first.
     processes: [Option<Process<'a, 'm, M>>; MAX_CPUS],
+    machine: &'m M,
     start: u64,
     pages: u64,
     is_huge: bool,
@@ -86,6 +89,7 @@ impl<'a, 'm, M: Machine> Scene<'a, 'm, M> {
         let pages = if is_huge { 1 << PMD_ORDER } else { PAGES };
         let mut scene = Self {
             processes: [const { None }; MAX_CPUS],
+            machine: ctx.machine(),
             start: AT,
             pages,
             is_huge,
@@ -127,7 +131,7 @@ impl<'a, 'm, M: Machine> Scene<'a, 'm, M> {
     fn keep_moving(&self) -> Outcome {
         for round in 0.. {
             // On a busy host the others may start late.
-            let is_enough = round >= self.rounds && self.uses.load(Ordering::Relaxed) > 0;
+            let is_enough = round >= self.rounds && self.uses.load(Ordering::Relaxed) >= USES;
             if is_enough || round >= self.rounds * LATE || self.is_over.load(Ordering::Relaxed) {
                 break;
             }
@@ -135,6 +139,8 @@ impl<'a, 'm, M: Machine> Scene<'a, 'm, M> {
             let (_, stats) = self.move_all(mode)?;
             self.moved.fetch_add(stats.migrated, Ordering::Relaxed);
             self.busy.fetch_add(stats.failed(), Ordering::Relaxed);
+            // Those who slept on a page have a look at it before it moves again.
+            (0..4).for_each(|_| self.machine.yield_now());
         }
         Ok(())
     }
