@@ -13,6 +13,8 @@ pub mod bench;
 pub mod buddy;
 pub mod census;
 #[cfg(not(loom))]
+pub mod compaction;
+#[cfg(not(loom))]
 pub mod console;
 #[cfg(not(loom))]
 pub mod entropy;

@@ -9,6 +9,8 @@
 mod alloc;
 mod contig;
 mod frames;
+#[cfg(not(loom))]
+mod free_scan;
 mod init;
 mod isolate;
 mod managed;
@@ -26,6 +28,8 @@ use abi::{PageCount, Pfn};
 pub use alloc::{AllocError, FreeError};
 pub use contig::{ContigFrames, IsolatedRange, PageblockError, Pass};
 pub use frames::FrozenFrames;
+#[cfg(not(loom))]
+pub(crate) use free_scan::FreeWant;
 pub use init::InitError;
 pub use isolate::{IsolateError, IsolatedBlock};
 pub use no_alloc::NoAlloc;

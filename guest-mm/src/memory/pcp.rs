@@ -175,6 +175,12 @@ impl<P: Platform> Memory<P> {
         Ok(())
     }
 
+    /// Gives the blocks on the calling CPU's lists back to the zone, where they merge.
+    #[cfg(not(loom))]
+    pub(crate) fn drain_this_cpu(&self) {
+        self.drain_cpu(self.platform.cpu());
+    }
+
     /// Empties one CPU's lists.
     pub(super) fn drain_cpu(&self, cpu: usize) {
         let Some(cpu) = self.cpus.get(cpu) else { return };

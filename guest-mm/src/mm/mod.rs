@@ -15,6 +15,7 @@ use core::mem::offset_of;
 use abi::Pfn;
 
 use crate::buddy::Gfp;
+use crate::compaction::Compaction;
 use crate::fault::{DeviceSlot, FaultCounters};
 use crate::folio::{DeferredSplit, Folio};
 use crate::memdesc::{BlockKind, Order};
@@ -213,6 +214,8 @@ pub struct Mm<'m, P: Platform> {
     pub(crate) reclaim: Reclaim<'m>,
     /// Folios in the order in which reclaim looks at them.
     pub(crate) lru: Lru,
+    /// What compaction remembers.
+    pub(crate) compaction: Compaction,
     /// Who moves pages that are no folios.
     pub(crate) movable_ops: Registry<'m, P>,
     /// Pages that are being moved.
@@ -237,6 +240,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             deferred_split: DeferredSplit::new(),
             reclaim: Reclaim::new(),
             lru: Lru::new(),
+            compaction: Compaction::new(),
             movable_ops: Registry::new(),
             migration: Migration::default(),
             swap: Swap::new(),

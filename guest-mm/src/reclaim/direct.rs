@@ -74,7 +74,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     }
 
     /// Frees about `target` pages from lists and caches, for an allocation.
-    pub(super) fn direct_reclaim(&self, target: u64) -> u64 {
+    pub(crate) fn direct_reclaim(&self, target: u64) -> u64 {
         self.reclaim.count(ReclaimEvent::Direct);
         let mut freed = self.shrink_lists(target);
         if freed < target {
