@@ -20,7 +20,8 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// lock.
     ///
     /// # Errors
-    /// How the run ended; [`CompactResult::Success`] if somebody else took the block.
+    /// How the run ended; [`CompactResult::Success`] if there was nothing to do, or
+    /// somebody else took the block.
     pub fn alloc_by_compaction(
         &self,
         order: Order,
@@ -46,11 +47,15 @@ impl<'m, P: Platform> Mm<'m, P> {
         let ended = self.compact_zone(&request);
         let frames = match ended.captured {
             Some(frames) => Some(self.fill_captured(frames, gfp)),
-            None if ended.result == CompactResult::Success => {
+            // Where a block was free all the time, memory is not what the allocation failed for.
+            None if ended.result == CompactResult::Success && ended.has_begun => {
                 self.memory().alloc_frozen(order, gfp).ok()
             }
             None => None,
         };
+        if !ended.has_begun {
+            return Err(ended.result);
+        }
         self.note_direct(order, mode, ended.result, frames.is_some());
         frames.ok_or(ended.result)
     }
@@ -63,14 +68,6 @@ impl<'m, P: Platform> Mm<'m, P> {
     }
 
     fn note_direct(&self, order: Order, mode: MigrateMode, result: CompactResult, allocated: bool) {
-        match result {
-            // Not begun: no stall.
-            CompactResult::Deferred | CompactResult::Skipped | CompactResult::NotSuitable => return,
-            CompactResult::Success
-            | CompactResult::Partial
-            | CompactResult::Complete
-            | CompactResult::Contended => {}
-        }
         self.count_compact(CompactEvent::Stall, 1);
         let event = if allocated { CompactEvent::Success } else { CompactEvent::Fail };
         self.count_compact(event, 1);

@@ -130,11 +130,12 @@ impl<'a, P: Platform> FreeScanner<'a, P> {
             try_only: self.rules.try_only,
         };
         let held = &mut self.held;
-        let scan = self.memory.take_free_in(range, want, &mut |frames| {
-            match held.iter_mut().find(|slot| slot.is_none()) {
-                Some(slot) => *slot = Some(frames),
-                None => unreachable!("as many blocks as there are free slots"),
-            }
+        let scan = self.memory.take_free_in(range, want, &mut |frames| match held
+            .iter_mut()
+            .find(|slot| slot.is_none())
+        {
+            Some(slot) => *slot = Some(frames),
+            None => unreachable!("as many blocks as there are free slots"),
         });
         let Some(scan) = scan else {
             self.outcome.contended = true;

@@ -2,9 +2,7 @@
 
 use abi::{PageCount, Pfn};
 
-use crate::memdesc::{
-    BlockKind, DescriptorKind, Hold, Kind, Memdesc, Order, Word, WordTable,
-};
+use crate::memdesc::{BlockKind, DescriptorKind, Hold, Kind, Memdesc, Order, Word, WordTable};
 
 /// What stands at a frame. A snapshot: whoever acts on it looks again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,9 +65,7 @@ pub(super) fn look(words: &WordTable, at: Pfn, end: Pfn) -> (Look, PageCount) {
             | DescriptorKind::Slab
             | DescriptorKind::PtDesc
             | DescriptorKind::HwPoison
-            | DescriptorKind::DevFolio => {
-                (Look::Immovable(found.kind.kind()), PageCount::new(1))
-            }
+            | DescriptorKind::DevFolio => (Look::Immovable(found.kind.kind()), PageCount::new(1)),
         },
     }
 }

@@ -21,8 +21,8 @@
 
 mod contig;
 mod direct;
-mod free_scanner;
 mod fragmentation;
+mod free_scanner;
 mod kcompactd;
 mod look;
 mod migrate_scanner;

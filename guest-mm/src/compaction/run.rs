@@ -65,6 +65,8 @@ pub(super) struct Ended {
     pub(super) result: CompactResult,
     /// The block, if it was to be captured and was.
     pub(super) captured: Option<FrozenFrames>,
+    /// The scanners were set off.
+    pub(super) has_begun: bool,
     /// The budget was used up before.
     pub(super) is_unfinished: bool,
     pub(super) migrate_scanned: u64,
@@ -108,6 +110,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             return Ended {
                 result,
                 captured: None,
+                has_begun: false,
                 is_unfinished: false,
                 migrate_scanned: 0,
                 free_scanned: 0,
@@ -159,7 +162,8 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
         if forget {
             mm.memory().map().pageblocks.forget_skips();
         }
-        let inside = |pfn: Option<Pfn>| pfn.filter(|&pfn| span.contains(pfn) && !request.whole_zone);
+        let inside =
+            |pfn: Option<Pfn>| pfn.filter(|&pfn| span.contains(pfn) && !request.whole_zone);
         let migrate = inside(cached.migrate(request.mode)).unwrap_or(span.start());
         let free = inside(cached.free).unwrap_or(FreeScanner::<P>::top(span));
         let rules = FreeRules { ignore_skips: request.ignore_skips, try_only: is_async };
@@ -330,6 +334,7 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
         let ended = Ended {
             result,
             captured,
+            has_begun: true,
             is_unfinished: self.is_unfinished,
             migrate_scanned: self.scanned,
             free_scanned: free.scanned,

@@ -78,7 +78,12 @@ impl<P: Platform> Memory<P> {
 
     /// Takes the block of `order` at `pfn` if it is free as a whole and leaves
     /// `reserve` pages free; empties this CPU's lists first, where part of it may be.
-    pub(crate) fn take_free_at(&self, pfn: Pfn, order: Order, reserve: u64) -> Option<FrozenFrames> {
+    pub(crate) fn take_free_at(
+        &self,
+        pfn: Pfn,
+        order: Order,
+        reserve: u64,
+    ) -> Option<FrozenFrames> {
         self.drain_cpu(self.platform.cpu());
         let mut zone = self.zone.lock(&self.platform);
         if zone.available() < order.pages().get() + reserve
