@@ -39,6 +39,7 @@ impl<P: Platform> Memory<P> {
             self.zone.lock(&self.platform)
         };
         let mut scan = FreeScan { scanned: 0, taken: 0, starved: false, stopped_at: range.start() };
+        let min = self.watermarks().min;
         let mut blocks = 0;
         let mut at = range.start();
         while at < range.end() && scan.taken < want.pages && blocks < want.blocks {
@@ -58,7 +59,7 @@ impl<P: Platform> Memory<P> {
             }
             let take = order.min(want.largest);
             let left = zone.available().checked_sub(take.pages().get());
-            scan.starved = left.is_none_or(|left| left < self.watermarks.min);
+            scan.starved = left.is_none_or(|left| left < min);
             if scan.starved {
                 break;
             }

@@ -115,6 +115,10 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
         if self.mm.kswapd_poll() {
             wake = Wake::Now;
         }
+        // The compaction thread, likewise: after reclaim, which makes the room that it needs.
+        if self.mm.kcompactd_poll() {
+            wake = Wake::Now;
+        }
         if wake != Wake::Now {
             // About to sleep: what waits for readers need not wait for the next writer too.
             self.mm.base().poll_rcu();
