@@ -58,6 +58,7 @@ scenarios! {
     rmap "rmap"
     xarray "xarray"
     bench_mm "bench-mm"
+    exp_e3 "exp-e3"
 }
 
 #[test]

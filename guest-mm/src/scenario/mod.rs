@@ -19,6 +19,7 @@ mod fault;
 mod gup_longterm;
 mod gup_stress;
 mod gup_test;
+mod hog;
 mod machine;
 pub(crate) mod migration;
 mod mkdirty;
@@ -93,6 +94,8 @@ pub enum Name {
     XArray,
     /// Measurements, one line of JSON each.
     BenchMm,
+    /// The PFN stores against each other.
+    ExpE3,
 }
 
 /// What can be said of a scenario without running it.
@@ -137,6 +140,7 @@ impl Name {
         Self::Rmap,
         Self::XArray,
         Self::BenchMm,
+        Self::ExpE3,
     ];
 
     /// The scenario called `name`.
@@ -173,6 +177,7 @@ impl Name {
             Self::Rmap => ("rmap", "a page that moves moves for all: Linux's test"),
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
             Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
+            Self::ExpE3 => ("exp-e3", "PFN stores: bytes, times, and what fails without memory"),
         };
         let mutants: &[Mutant] =
             if matches!(self, Self::GupStress) { &[Mutant::NoRecheck] } else { &[] };
@@ -336,6 +341,7 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         Name::Rmap => migration::run_rmap(ctx),
         Name::XArray => xarray::run(ctx),
         Name::BenchMm => bench::run(ctx),
+        Name::ExpE3 => bench::stores::run(ctx),
     };
     ctx.machine().leave();
     if let Err(failure) = outcome {

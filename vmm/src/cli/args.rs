@@ -214,6 +214,61 @@ pub(super) struct DemoOptions {
 pub(super) enum BenchCommand {
     /// The guest's memory manager: page descriptors, allocators, faults
     Mm(BenchMmOptions),
+    /// E3: the balloon's PFN stores: bytes, times, and what fails when memory is short
+    Stores(ExperimentOptions),
+    /// What is no measurement
+    #[command(external_subcommand)]
+    Unknown(Vec<String>),
+}
+
+/// Options of an experiment.
+#[derive(Debug, Args)]
+pub(super) struct ExperimentOptions {
+    /// Guest RAM, 2M to 64G [default: the experiment's own]
+    #[arg(long = "memory", value_name = "SIZE", value_parser = value::memory)]
+    #[arg(allow_hyphen_values = true)]
+    pub(super) size: Option<Size>,
+    /// Numbers of vCPUs, 1 to 4, separated by commas: a VM for each [default: the experiment's own]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_VCPUS)))]
+    pub(super) vcpus: Vec<u8>,
+    /// Seeds, 1 to N: a VM for each
+    #[arg(long, value_name = "N", default_value_t = 3, allow_hyphen_values = true)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..))]
+    pub(super) seeds: u8,
+    /// Rounds in each VM [default: the experiment's own]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(super) rounds: Option<u64>,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Write samples.jsonl, table.md and a plot for each metric to this directory
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: Option<PathBuf>,
+}
+
+impl ExperimentOptions {
+    /// The numbers of vCPUs asked for, else `default`.
+    pub(super) fn vcpus_or<'a>(&'a self, default: &'a [u8]) -> &'a [u8] {
+        if self.vcpus.is_empty() { default } else { &self.vcpus }
+    }
+
+    /// The options that decide what is measured, as on a command line.
+    pub(super) fn as_given(&self) -> String {
+        let mut text = format!(" --seeds {}", self.seeds);
+        if let Some(size) = self.size {
+            text.push_str(&format!(" --memory {}", size.bytes()));
+        }
+        if !self.vcpus.is_empty() {
+            let list: Vec<String> = self.vcpus.iter().map(u8::to_string).collect();
+            text.push_str(&format!(" --vcpus {}", list.join(",")));
+        }
+        if let Some(rounds) = self.rounds {
+            text.push_str(&format!(" --rounds {rounds}"));
+        }
+        text
+    }
 }
 
 /// Options of `bench mm`.
@@ -421,6 +476,25 @@ mod tests {
             assert!(message.contains(value), "{message}");
         }
         assert!(parse("aerostat run --vcpus 5").unwrap_err().contains("1..=4"));
+    }
+
+    #[test]
+    fn an_experiment_takes_a_list_of_vcpus() {
+        let parsed = parse("aerostat bench stores --vcpus 1,2,4 --seeds 5 --memory 64M");
+        let Ok(Command::Bench(BenchCommand::Stores(options))) = parsed else {
+            panic!("{parsed:?}")
+        };
+        assert_eq!(options.vcpus_or(&[1]), [1, 2, 4]);
+        assert_eq!(options.as_given(), " --seeds 5 --memory 67108864 --vcpus 1,2,4");
+        let Ok(Command::Bench(BenchCommand::Stores(options))) = parse("aerostat bench stores")
+        else {
+            panic!("no options at all")
+        };
+        assert_eq!((options.vcpus_or(&[1, 2]), options.seeds), (&[1, 2][..], 3));
+        for (option, named) in [("--vcpus 1,5", "5"), ("--seeds 0", "0"), ("--rounds -1", "-1")] {
+            let message = parse(&format!("aerostat bench stores {option}")).unwrap_err();
+            assert!(message.contains(named), "{message}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod grace;
 mod paths;
 mod samples;
 mod sharing;
+pub(super) mod stores;
 
 pub use samples::Samples;
 

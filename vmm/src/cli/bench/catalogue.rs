@@ -1,0 +1,65 @@
+//! The experiments that there are, and what their VMs need.
+
+use abi::platform::MAX_VCPUS;
+
+/// What one command runs.
+#[derive(Debug)]
+pub(super) struct Catalogued {
+    /// The command's name: `aerostat bench NAME`.
+    pub(super) name: &'static str,
+    /// Its experiments, one after the other.
+    pub(super) parts: &'static [Part],
+}
+
+/// One experiment.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// Its name in samples.
+    pub(super) id: &'static str,
+    /// What is compared, in a line.
+    pub(super) title: &'static str,
+    /// The guest's scenario.
+    pub(super) scenario: &'static str,
+    /// Guest RAM unless asked for otherwise, in bytes.
+    pub(super) memory: u64,
+    /// Numbers of vCPUs unless asked for otherwise.
+    pub(super) vcpus: &'static [u8],
+    /// The scenario's rounds unless asked for otherwise.
+    pub(super) rounds: u64,
+}
+
+const MIB: u64 = 1 << 20;
+
+/// E3.
+pub(super) const STORES: Catalogued = Catalogued {
+    name: "stores",
+    parts: &[Part {
+        id: "e3",
+        title: "PFN stores of the balloon: list, XArray, IDA, bitmap",
+        scenario: "exp-e3",
+        memory: 512 * MIB,
+        vcpus: &[1],
+        rounds: 15,
+    }],
+};
+
+/// All of them.
+const ALL: &[&Catalogued] = &[&STORES];
+
+/// Their commands.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|catalogued| catalogued.name)
+}
+
+const _: () = {
+    let mut at = 0;
+    while at < ALL.len() {
+        let mut part = 0;
+        while part < ALL[at].parts.len() {
+            let vcpus = ALL[at].parts[part].vcpus;
+            assert!(!vcpus.is_empty() && vcpus[vcpus.len() - 1] <= MAX_VCPUS);
+            part += 1;
+        }
+        at += 1;
+    }
+};
