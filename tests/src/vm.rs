@@ -256,3 +256,11 @@ impl Drop for TestVm {
         drop(self.child.wait());
     }
 }
+
+/// A process that process `parent` has started.
+#[must_use]
+pub fn child_of(parent: u32) -> Option<u32> {
+    let children =
+        std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}

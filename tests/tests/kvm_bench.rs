@@ -12,6 +12,7 @@ use guest_mm::scenario::Name;
 use serde_json::Value;
 use system_tests::binary::aerostat;
 use system_tests::kvm::kvm_or_skip;
+use system_tests::vm::{child_of, scaled};
 
 /// The experiments' commands, and what their guests' scenarios call them.
 const COMMANDS: &[(&str, &[&str])] = &[("stores", &["e3"])];
@@ -61,7 +62,9 @@ fn each_experiment_writes_samples_tables_and_plots_that_agree() {
     for (name, ids) in COMMANDS {
         let temporary = tempfile::tempdir().unwrap();
         let out = temporary.path().join("out");
-        let arguments = ["--vcpus", "1", "--json", "--out", out.to_str().unwrap()];
+        let memory = scaled("256M", "128M");
+        let out_name = out.to_str().unwrap();
+        let arguments = ["--vcpus", "1", "--memory", memory, "--json", "--out", out_name];
         let output = bench(name, temporary.path(), &arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{name}: {}", text(&output.stderr));
         agree(ids, &output, &out);
@@ -130,17 +133,12 @@ fn a_vm_that_dies_is_an_error_and_nothing_is_written() {
 /// Kills the process's VM once that measures.
 fn kill_vm_of(bench: &Child) {
     let deadline = Instant::now() + Duration::from_secs(30);
-    let children = format!("/proc/{0}/task/{0}/children", bench.id());
     loop {
         assert!(Instant::now() < deadline, "the bench has no VM");
-        let vm: Option<u32> = fs::read_to_string(&children)
-            .unwrap()
-            .split_whitespace()
-            .find_map(|pid| pid.parse().ok());
         // It measures when a vCPU has used some time.
-        if let Some(vm) = vm.filter(|vm| vcpu_ticks(*vm) > 20) {
-            let killed = Command::new("kill").args(["-9", &vm.to_string()]).status().unwrap();
-            assert!(killed.success());
+        if let Some(vm) = child_of(bench.id()).filter(|vm| vcpu_ticks(*vm) > 20) {
+            // SAFETY: sends a signal to a process that our own child has started and not yet waited for.
+            assert_eq!(unsafe { libc::kill(vm.try_into().unwrap(), libc::SIGKILL) }, 0);
             return;
         }
         sleep(Duration::from_millis(20));

@@ -20,12 +20,25 @@ pub(super) struct Part {
     pub(super) title: &'static str,
     /// The guest's scenario.
     pub(super) scenario: &'static str,
+    /// What else its VM is started with: further arguments of `run`.
+    pub(super) run: &'static [&'static str],
+    /// Shares of guest RAM, in percent, to which the balloon is inflated before the scenario: a VM
+    /// for each. Empty: the balloon stays as it is.
+    pub(super) inflate: &'static [u8],
     /// Guest RAM unless asked for otherwise, in bytes.
     pub(super) memory: u64,
     /// Numbers of vCPUs unless asked for otherwise.
     pub(super) vcpus: &'static [u8],
     /// The scenario's rounds unless asked for otherwise.
     pub(super) rounds: u64,
+}
+
+impl Part {
+    /// The balloons to run it with.
+    pub(super) fn inflations(&self) -> impl Iterator<Item = Option<u8>> {
+        let as_it_is = self.inflate.is_empty().then_some(None);
+        self.inflate.iter().map(|percent| Some(*percent)).chain(as_it_is)
+    }
 }
 
 const MIB: u64 = 1 << 20;
@@ -37,6 +50,8 @@ pub(super) const STORES: Catalogued = Catalogued {
         id: "e3",
         title: "PFN stores of the balloon: list, XArray, IDA, bitmap",
         scenario: "exp-e3",
+        run: &[],
+        inflate: &[],
         memory: 512 * MIB,
         vcpus: &[1],
         rounds: 15,

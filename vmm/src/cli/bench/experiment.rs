@@ -47,9 +47,11 @@ pub(super) fn run(catalogued: &Catalogued, options: &ExperimentOptions) -> Resul
     for part in catalogued.parts {
         for &vcpus in options.vcpus_or(part.vcpus) {
             for seed in 1..=u64::from(options.seeds) {
-                let (vm, samples) = run_one(part, options, vcpus, seed)?;
-                observed.extend(samples);
-                facts = Some(vm);
+                for inflate in part.inflations() {
+                    let (vm, samples) = run_one(part, options, vcpus, seed, inflate)?;
+                    observed.extend(samples);
+                    facts = Some(vm);
+                }
             }
         }
     }
@@ -74,11 +76,12 @@ fn run_one(
     options: &ExperimentOptions,
     vcpus: u8,
     seed: u64,
+    inflate: Option<u8>,
 ) -> Result<(VmFacts, Vec<Observed>), Failure> {
     let size = options.size.unwrap_or(Size::from_bytes(part.memory));
     let memory = &MemoryOptions { size, backing: BackingKind::Anon };
     let rounds = options.rounds.unwrap_or(part.rounds);
-    let ran = vm::run(&Request { part, memory, vcpus, seed, rounds })?;
+    let ran = vm::run(&Request { part, memory, vcpus, seed, rounds, inflate })?;
     let (name, count) = (part.id.to_uppercase(), ran.1.len());
     eprintln!("{name}, vCPUs {vcpus}, seed {seed}: {count} samples");
     Ok(ran)

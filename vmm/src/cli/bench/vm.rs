@@ -3,18 +3,22 @@
 use std::fmt;
 use std::time::Duration;
 
-use aerostat_api::{ExecEvent, ExecRequest, Size};
+use abi::PAGE_SIZE;
+use aerostat_api::{Client, ExecEvent, ExecRequest, OperationRequest, OperationState, Size};
 use serde::Serialize;
 
 use super::super::args::MemoryOptions;
 use super::super::failure::Failure;
 use super::super::own_vm::OwnVm;
+use super::super::resize::Subject;
 use super::catalogue::Part;
 use super::pin::pin_vcpus;
-use super::sample::{End, Line, Observed, Sample};
+use super::sample::{End, Line, Observed, Param, Sample};
 
 /// How long the guest may take to power off.
 const STOP_TIME: Duration = Duration::from_secs(5);
+/// How long an inflation may take, in milliseconds.
+const INFLATE_MS: u64 = 120_000;
 /// Last remarks that an error repeats.
 const REMARKS: usize = 5;
 
@@ -26,6 +30,8 @@ pub(super) struct Request<'a> {
     pub(super) vcpus: u8,
     pub(super) seed: u64,
     pub(super) rounds: u64,
+    /// Percent of guest RAM to which the balloon is inflated first.
+    pub(super) inflate: Option<u8>,
 }
 
 /// What the VM was, as it says itself.
@@ -48,14 +54,17 @@ impl fmt::Display for VmFacts {
 
 /// Runs it; all of its samples, or an error.
 pub(super) fn run(request: &Request<'_>) -> Result<(VmFacts, Vec<Observed>), Failure> {
-    let Request { part, memory, vcpus, seed, rounds } = *request;
-    let own = OwnVm::start_with(memory, vcpus, &["--prefault"])?;
+    let Request { part, memory, vcpus, seed, rounds, inflate } = *request;
+    let own = OwnVm::start_with(memory, vcpus, &[&["--prefault"], part.run].concat())?;
     let client = own.client();
     let vm = client.vm_status()?;
     let bound = pin_vcpus(vm.pid)
         .map_err(|error| Failure::other(format!("Cannot bind the vCPUs to CPUs: {error}")))?;
     if bound != usize::from(vcpus) {
         return Err(Failure::other(format!("The VM has {bound} vCPU threads instead of {vcpus}")));
+    }
+    if let Some(percent) = inflate {
+        inflate_by(&client, vm.ram_bytes, percent)?;
     }
     let numbers = [("--seed", seed), ("--cpus", vcpus.into()), ("--rounds", rounds)];
     let args = numbers.iter().flat_map(|(name, value)| [(*name).to_owned(), value.to_string()]);
@@ -77,7 +86,30 @@ pub(super) fn run(request: &Request<'_>) -> Result<(VmFacts, Vec<Observed>), Fai
     own.wait_for_end()?;
     let facts =
         VmFacts { version: vm.version, kvm: vm.kvm, ram_bytes: vm.ram_bytes, backing: vm.backing };
-    Ok((facts, samples.into_iter().map(|sample| Observed { sample, vcpus }).collect()))
+    let observed = samples.into_iter().map(|mut sample| {
+        if let Some(percent) = inflate {
+            // What the host has set, instead of what the guest makes of it.
+            sample.params.insert("inflation".to_owned(), Param::Number(percent.into()));
+        }
+        Observed { sample, vcpus }
+    });
+    Ok((facts, observed.collect()))
+}
+
+/// Inflates the balloon to a share of guest RAM, all of it.
+fn inflate_by(client: &Client, ram_bytes: u64, percent: u8) -> Result<(), Failure> {
+    let pages = ram_bytes / PAGE_SIZE * u64::from(percent) / 100;
+    let target_bytes = pages * PAGE_SIZE;
+    let request = OperationRequest { target_bytes, timeout_ms: Some(INFLATE_MS) };
+    let begun = client.begin_operation(&request)?;
+    let ended = Subject::BALLOON.wait(client, begun, false)?;
+    match ended.state {
+        OperationState::Reached => Ok(()),
+        OperationState::Running
+        | OperationState::Stalled
+        | OperationState::TimedOut
+        | OperationState::Superseded => Err(Failure::other(Subject::BALLOON.summary(&ended))),
+    }
 }
 
 /// What a scenario has printed so far.
