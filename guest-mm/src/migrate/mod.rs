@@ -34,7 +34,8 @@ mod transaction;
 pub use batch::{BATCH, MigrateBatch};
 pub use destination::{Allocated, Destinations};
 pub use folios::{
-    FailedTransfer, FolioIsolateError, IsolatedFolio, MigrateRangeError, RangeMigrated, Transferred,
+    FailedTransfer, FolioIsolateError, IsolatedFolio, MigrateRangeError, RangeMigrated,
+    TransferStage, Transferred,
 };
 pub use isolate::IsolateError;
 pub use ops::{MigrateError, MigrateMode, Migrated, MovableKind, MovableOps, Move, SourceMemory};

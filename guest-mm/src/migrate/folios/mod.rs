@@ -22,7 +22,7 @@ mod transfer;
 pub use isolate::{FolioIsolateError, IsolatedFolio};
 pub(super) use parts::FolioPages;
 pub use range::{MigrateRangeError, RangeMigrated};
-pub use transfer::{FailedTransfer, Transferred};
+pub use transfer::{FailedTransfer, TransferStage, Transferred};
 
 #[cfg(test)]
 mod tests;

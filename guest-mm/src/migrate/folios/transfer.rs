@@ -22,6 +22,15 @@ pub struct Transferred {
     pub spare: Option<FrozenFrames>,
 }
 
+/// How far a transfer has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransferStage {
+    /// Migration leaves are in place of all leaves; the folio is not frozen yet.
+    Unmapped,
+    /// The folio is in its new frames, and no leaf is back.
+    Relocated,
+}
+
 /// A folio that did not move, and the destination that it did not take.
 #[must_use = "both are somebody's"]
 #[derive(Debug)]
@@ -56,11 +65,11 @@ impl<'m, P: Platform> Mm<'m, P> {
         destination: FrozenFrames,
         mode: MigrateMode,
     ) -> Result<Transferred, FailedTransfer<'m>> {
-        self.transfer_folio_delayed(isolated, destination, mode, || ())
+        self.transfer_folio_delayed(isolated, destination, mode, |_| ())
     }
 
-    /// As [`Self::transfer_folio`], with `between` called while the folio's leaves are
-    /// migration leaves and it is not frozen yet: for tests of who comes then.
+    /// As [`Self::transfer_folio`], with `between` called when a stage is reached: for
+    /// tests of who comes then.
     ///
     /// # Errors
     /// As there.
@@ -69,7 +78,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         isolated: IsolatedFolio<'m>,
         destination: FrozenFrames,
         mode: MigrateMode,
-        between: impl FnOnce(),
+        mut between: impl FnMut(TransferStage),
     ) -> Result<Transferred, FailedTransfer<'m>> {
         let fail = |folio, destination, error| FailedTransfer {
             folio: IsolatedFolio::own(folio),
@@ -87,7 +96,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             debug_assert!(false, "a destination of somebody else's");
             return Err(fail(folio, None, MigrateError::NoMemory));
         };
-        match self.lock_and_transfer(&folio, &transit, mode, between) {
+        match self.lock_and_transfer(&folio, &transit, mode, &mut between) {
             Ok(source) => {
                 self.putback_lru_folio(IsolatedFolio::own(folio));
                 Ok(Transferred { source, spare: None })
@@ -119,7 +128,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         folio: &FolioRef<'m>,
         to: &TransitFrames,
         mode: MigrateMode,
-        between: impl FnOnce(),
+        between: &mut impl FnMut(TransferStage),
     ) -> Result<FrozenFrames, MigrateError> {
         let locked = match mode {
             MigrateMode::Async => folio.try_lock(self.platform()).ok_or(MigrateError::Again)?,
@@ -147,7 +156,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         &self,
         folio: &FolioRef<'m>,
         to: &TransitFrames,
-        between: impl FnOnce(),
+        between: &mut impl FnMut(TransferStage),
     ) -> Result<FrozenFrames, MigrateError> {
         let expected = check_alone(folio)?;
         let from = folio.range();
@@ -176,13 +185,13 @@ impl<'m, P: Platform> Mm<'m, P> {
         folio: &FolioRef<'m>,
         expected: u32,
         to: &TransitFrames,
-        between: impl FnOnce(),
+        between: &mut impl FnMut(TransferStage),
     ) -> Result<(), MigrateError> {
         if folio.is_mapped() && !self.try_to_unmap(folio, Unmap::MigrateWhole) {
             let is_pinned = folio.is_pinned();
             return Err(if is_pinned { MigrateError::Busy } else { MigrateError::Again });
         }
-        between();
+        between(TransferStage::Unmapped);
         // One more for the handle that is frozen.
         let count = expected + 1;
         let frozen = match folio.get().freeze(count) {
@@ -208,6 +217,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             debug_assert!(done.is_ok(), "{from:?}: {done:?}");
         };
         self.put(frozen.relocate(to.head(), count, adopt, leave));
+        between(TransferStage::Relocated);
         Ok(())
     }
 

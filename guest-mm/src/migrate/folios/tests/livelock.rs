@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{destination, isolated};
 use crate::fault::FaultEvent;
 use crate::fault::wait::mutant::{ACTIVE, Mutant};
-use crate::migrate::{MigrateError, MigrateMode};
+use crate::migrate::{MigrateError, MigrateMode, TransferStage};
 use crate::platform::MAX_CPUS;
 use crate::rmap::tests::world::World;
 use crate::testing;
@@ -31,7 +31,10 @@ fn move_under_faults(mutant: Option<Mutant>) -> Result<(), MigrateError> {
         let isolated = isolated(&world, &space, at);
         let destination = destination(&world, 0);
         let mut faulters = Vec::new();
-        let between = || {
+        let between = |stage| {
+            if stage != TransferStage::Unmapped {
+                return;
+            }
             for cpu in 1..=FAULTERS {
                 let (world, space) = (&world, &space);
                 faulters.push(scope.spawn(move || {

@@ -1,7 +1,9 @@
 //! Folios that move.
 
+mod failures;
 mod large;
 mod livelock;
+mod meanwhile;
 mod parts;
 mod range;
 mod small;
