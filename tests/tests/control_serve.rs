@@ -157,6 +157,53 @@ fn what_is_not_supported_is_refused_by_its_name() {
 }
 
 #[test]
+fn hotplug_memory_that_cannot_be_is_refused_and_what_was_there_stays() {
+    let vm = startable();
+    vm.client().set_hotplug_memory(&hotplug(1024)).unwrap();
+    for (body, reason) in [
+        (r#"{"total_size_mib":1000}"#, "1048576000 B of hotplug memory are not possible"),
+        (r#"{"total_size_mib":64}"#, "multiples of the slot size, 134217728 B"),
+        (r#"{"total_size_mib":0}"#, "0 B of hotplug memory"),
+        (r#"{"total_size_mib":131072}"#, "64 GiB"),
+        (r#"{"total_size_mib":18446744073709551615}"#, "allowed"),
+        (r#"{"total_size_mib":1024,"block_size_mib":1}"#, "blocks of 1048576 B"),
+        (r#"{"total_size_mib":1024,"block_size_mib":3}"#, "powers of two"),
+        (r#"{"total_size_mib":1024,"block_size_mib":256}"#, "slots of 134217728 B"),
+        (r#"{"total_size_mib":1024,"slot_size_mib":0}"#, "slots of 0 B"),
+        (r#"{"block_size_mib":2}"#, "missing field `total_size_mib`"),
+        (r#"{"total_size_mib":1024,"colour":1}"#, "unknown field `colour`"),
+        (r#"{"total_size_mib":-1}"#, "-1"),
+        (r#"{"total_size_mib":"1G"}"#, "1G"),
+    ] {
+        let (status, said) = send(&vm, "PUT", "/hotplug/memory", body);
+        assert_eq!(status, 400, "{body}: {said}");
+        assert!(said.contains(reason), "{body}: {said}");
+    }
+    assert_eq!(vm.client().vm_config().unwrap().memory_hotplug, Some(hotplug(1024)));
+    // As strict as can be: every block a slot.
+    let body = r#"{"total_size_mib":256,"block_size_mib":2,"slot_size_mib":2}"#;
+    assert_eq!(send(&vm, "PUT", "/hotplug/memory", body).0, 204);
+}
+
+#[test]
+fn a_running_vm_without_hotplug_memory_says_so() {
+    let vm = startable();
+    vm.client().set_boot_source(&embedded()).unwrap();
+    vm.client().start().unwrap();
+    for (method, path, body) in [
+        ("GET", "/hotplug/memory", ""),
+        ("PATCH", "/hotplug/memory", r#"{"requested_size_mib":0}"#),
+        ("GET", "/hotplug/memory/status", ""),
+        ("GET", "/hotplug/memory/operation", ""),
+        ("PUT", "/hotplug/memory/operation", r#"{"target_bytes":0}"#),
+    ] {
+        let (status, said) = send(&vm, method, path, body);
+        assert_eq!(status, 400, "{method} {path}: {said}");
+        assert!(said.contains("no hotplug memory"), "{said}");
+    }
+}
+
+#[test]
 fn names_of_drives_are_checked() {
     let vm = startable();
     let drive = |id: &str| {
