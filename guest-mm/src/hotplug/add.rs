@@ -42,7 +42,7 @@ impl<P: Platform> Memory<P> {
     /// [`HotplugError`]; nothing has changed.
     pub fn add_block(&self, new: NewBlock) -> Result<BlockLayout, HotplugError> {
         let _turn = self.hotplug_turn().take().ok_or(HotplugError::Busy)?;
-        let layout = self.check_place(new)?;
+        let layout = self.check_block(new)?;
         if self.platform().inject_fault(FaultSite::MapBlock) {
             return Err(HotplugError::Map(MapError::Injected));
         }
@@ -52,7 +52,11 @@ impl<P: Platform> Memory<P> {
         Ok(layout)
     }
 
-    fn check_place(&self, new: NewBlock) -> Result<BlockLayout, HotplugError> {
+    /// Whether [`Self::add_block`] would take a block, but for mapping it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_block(&self, new: NewBlock) -> Result<BlockLayout, HotplugError> {
         let NewBlock { range, plugged, .. } = new;
         let layout = BlockLayout::of(range)?;
         let words = self.words();

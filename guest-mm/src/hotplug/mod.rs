@@ -10,24 +10,35 @@
 //! * [`BlockLayout`]: what lies where in a block;
 //! * [`Memory::add_block`](crate::memory::Memory::add_block), `bring_to_life`, `lay_to_rest`, `take_block_out`: blocks without a device;
 //! * [`OfflineBits`]: the bitmap;
+//! * [`HotplugDriver`]: the virtio-mem driver.
 //!
 //! docs/come-to-life.md tells the whole.
 
 mod add;
+mod answer;
 mod census;
+mod driver;
 mod error;
 mod layout;
 mod life;
+mod plan;
 mod remove;
+mod reset;
 mod rest;
+mod status;
 mod store;
+mod take;
 mod turn;
+mod wire;
 
 pub use add::NewBlock;
+pub use driver::HotplugDriver;
 pub use error::HotplugError;
 pub use layout::{BlockLayout, MAX_BLOCK_PAGES};
 pub use remove::DyingBlock;
+pub use status::{DriverError, HotplugCounters, HotplugOptions, HotplugPhase, HotplugStatus};
 pub use store::OfflineBits;
+pub use wire::RegionError;
 
 pub(crate) use census::check as census_check;
 pub(crate) use turn::TurnFlag;

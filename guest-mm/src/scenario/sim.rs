@@ -11,6 +11,8 @@ use std::cell::{Cell, RefCell};
 use std::string::{String, ToString};
 use std::vec::Vec;
 
+use abi::PfnRange;
+
 use super::{Access, Args, Caller, Ctx, Failure, Machine, Name, Rng, Signal, run};
 use crate::addr::{USER_END, VirtAddr};
 use crate::errno::Errno;
@@ -32,6 +34,10 @@ std::thread_local! {
 }
 
 impl Machine for TestPlatform {
+    fn spare(&self) -> Option<PfnRange> {
+        TestPlatform::spare(self)
+    }
+
     fn cpus(&self) -> usize {
         MAX_CPUS
     }

@@ -5,13 +5,14 @@
 use core::error::Error;
 use core::fmt;
 
-use abi::virtio::{VIRTIO_ID_BALLOON, VIRTIO_ID_CONSOLE, VIRTIO_ID_RNG};
+use abi::virtio::{VIRTIO_ID_BALLOON, VIRTIO_ID_CONSOLE, VIRTIO_ID_MEM, VIRTIO_ID_RNG};
 use guest_kernel::cmdline::Options;
 use guest_kernel::layout::FIRST_VECTOR;
 use guest_kernel::memory_map::{RamMap, outer_pages};
 use guest_mm::balloon::{self, BalloonDriver};
 use guest_mm::console::ConsoleDriver;
 use guest_mm::entropy::EntropyDriver;
+use guest_mm::hotplug::{self, HotplugDriver};
 use guest_mm::store::PfnStore;
 use guest_mm::virtio::discovery::{self, MmioWindow};
 use guest_mm::virtio::{MmioDevice, ProbeError};
@@ -98,6 +99,7 @@ impl<S: PfnStore + Sync> Kernel<'_, S> {
             VIRTIO_ID_BALLOON => !self.balloon.exists(),
             VIRTIO_ID_CONSOLE => self.console.is_none(),
             VIRTIO_ID_RNG => self.entropy.is_none(),
+            VIRTIO_ID_MEM => self.hotplug.is_none(),
             _ => false,
         }
     }
@@ -128,6 +130,11 @@ impl<S: PfnStore + Sync> Kernel<'_, S> {
                 let driver = EntropyDriver::start(bus, self.memory).map_err(Failure::Entropy)?;
                 self.entropy = Some(Served::new(driver, vector));
             }
+            VIRTIO_ID_MEM => {
+                let driver = HotplugDriver::start(self.mm, bus, hotplug::HotplugOptions::default());
+                let driver = driver.map_err(Failure::Hotplug)?;
+                self.hotplug = Some(Served::new(driver, vector));
+            }
             _ => {}
         }
         Ok(())
@@ -139,6 +146,7 @@ enum Failure {
     Balloon(balloon::BalloonError),
     Console(guest_mm::console::ConsoleError),
     Entropy(guest_mm::entropy::EntropyError),
+    Hotplug(hotplug::DriverError),
 }
 
 impl fmt::Display for Failure {
@@ -147,6 +155,7 @@ impl fmt::Display for Failure {
             Self::Balloon(error) => error,
             Self::Console(error) => error,
             Self::Entropy(error) => error,
+            Self::Hotplug(error) => error,
         };
         Causes(error).fmt(f)
     }
