@@ -56,9 +56,11 @@ scenarios! {
     folio_split_race_test "folio_split_race_test"
     migration "migration"
     rmap "rmap"
+    compaction_test "compaction_test"
     xarray "xarray"
     bench_mm "bench-mm"
     exp_e3 "exp-e3"
+    exp_e9 "exp-e9"
 }
 
 #[test]

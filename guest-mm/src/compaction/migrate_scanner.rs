@@ -10,23 +10,28 @@ use crate::platform::Platform;
 
 /// What one look for pages gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Scan {
+pub(crate) struct Scan {
     /// Where the next one begins.
-    pub(super) at: Pfn,
+    pub(crate) at: Pfn,
     /// Words looked at.
-    pub(super) scanned: u64,
+    pub(crate) scanned: u64,
     /// Pages, or blocks, isolated.
-    pub(super) isolated: u64,
+    pub(crate) isolated: u64,
 }
 
 /// What to leave alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ScanRules {
+pub(crate) struct ScanRules {
     /// Blocks of a pageblock or more: moving one makes nothing larger than it leaves.
-    pub(super) skip_huge: bool,
+    pub(crate) skip_huge: bool,
     /// Give an aligned block of this order up as soon as something in it cannot move:
     /// the rest would be moved for nothing.
-    pub(super) give_up: Option<Order>,
+    pub(crate) give_up: Option<Order>,
+}
+
+impl ScanRules {
+    /// All that moves page by page.
+    pub(crate) const EVERYTHING_SMALL: Self = Self { skip_huge: true, give_up: None };
 }
 
 impl<'m, P: Platform> Mm<'m, P> {
@@ -41,7 +46,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     }
 
     /// Isolates what can move in `range`, from the bottom up, until the batch is full.
-    pub(super) fn isolate_movable(
+    pub(crate) fn isolate_movable(
         &self,
         range: PfnRange,
         rules: ScanRules,

@@ -32,6 +32,7 @@ mod stats;
 
 pub use contig::{ContigError, ContigOptions};
 pub use fragmentation::{Fragmentation, Suitability};
+pub(crate) use migrate_scanner::ScanRules;
 pub use run::CompactResult;
 pub(crate) use state::Compaction;
 pub use stats::CompactStats;

@@ -134,8 +134,10 @@ struct Run<'a, 'm, P: Platform> {
     is_whole: bool,
     /// Pages isolated in the pageblock so far.
     in_block: u64,
-    /// Something came free since the last look whether the goal is reached.
+    /// Something came free since the last look whether the goal is reached …
     is_fresh: bool,
+    /// … and since the last block was to be captured.
+    is_emptying: bool,
     scanned: u64,
     isolated: u64,
     captured: Option<FrozenFrames>,
@@ -176,6 +178,7 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
             is_whole: migrate == span.start(),
             in_block: 0,
             is_fresh: true,
+            is_emptying: false,
             scanned: 0,
             isolated: 0,
             captured: None,
@@ -234,6 +237,7 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
             self.mm.memory().map().pageblocks.set_skipped(rest.start());
         }
         if batch.is_empty() {
+            self.capture();
             return None;
         }
         let stats = self.mm.migrate_pages(&mut batch, &mut self.free, self.request.mode);
@@ -243,10 +247,9 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
         self.mm.count_compact(CompactEvent::Migrated, stats.vacated());
         self.mm.count_compact(CompactEvent::NotMigrated, stats.failed());
         self.is_fresh |= stats.vacated() > 0;
+        self.is_emptying |= stats.vacated() > 0;
         self.note_positions();
-        if stats.vacated() > 0 {
-            self.capture();
-        }
+        self.capture();
         if self.free.outcome.contended {
             return Some(CompactResult::Contended);
         }
@@ -265,7 +268,7 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
     /// Takes the block that the last pages left, if it is one.
     fn capture(&mut self) {
         let Goal::Block(order) = self.request.goal else { return };
-        if !self.request.capture || self.captured.is_some() {
+        if !self.request.capture || !self.is_emptying {
             return;
         }
         let Some(last) = self.migrate.number().checked_sub(1).and_then(Pfn::new) else { return };
@@ -273,6 +276,7 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
         if block.checked_add(order.pages()).is_none_or(|end| end > self.migrate) {
             return;
         }
+        self.is_emptying = false;
         let memory = self.mm.memory();
         let reserve = self.request.gfp.reserve(memory.watermarks());
         self.captured = memory.take_free_at(block, order, reserve);

@@ -144,8 +144,18 @@ impl<P: Platform> Mm<'_, P> {
         change(&mut self.compaction.state.lock(self.platform()))
     }
 
+    /// Forgets positions, skip bits, and what failed before: the next run is as the first one.
+    pub(crate) fn forget_compaction(&self) {
+        self.with_compaction(|state| {
+            state.cached = Cached::NONE;
+            state.flush_skips = false;
+            state.deferral = Deferral::NONE;
+        });
+        self.memory().map().pageblocks.forget_skips();
+    }
+
     /// From the first frame of RAM to the last, gaps included.
-    pub(super) fn zone_span(&self) -> PfnRange {
+    pub(crate) fn zone_span(&self) -> PfnRange {
         let words = self.memory().words();
         let first = words.regions().next().map_or(Pfn::ZERO, |region| region.range().start());
         let last = words.regions().last().map_or(first, |region| region.range().end());

@@ -5,7 +5,7 @@ use abi::{PageCount, Pfn, PfnRange};
 use super::Memory;
 use super::frames::FrozenFrames;
 use crate::buddy::free_block_around;
-use crate::memdesc::{Order, Word};
+use crate::memdesc::{Memdesc, Order, Word};
 use crate::platform::Platform;
 
 /// What a look at a range of frames for free ones gave.
@@ -75,6 +75,21 @@ impl<P: Platform> Memory<P> {
         scan.stopped_at = at.min(range.end());
         self.counters.note_available(&zone);
         Some(scan)
+    }
+
+    /// Takes the frame `pfn` if it is free, whatever stays free.
+    pub(crate) fn take_free_page(&self, pfn: Pfn) -> Option<FrozenFrames> {
+        // Most are not: no lock for a look.
+        let found = self.words().head_of(pfn);
+        if !matches!(found, Ok((_, Memdesc::Buddy(_)))) {
+            return None;
+        }
+        let mut zone = self.zone.lock(&self.platform);
+        let taken = zone.take_at(&self.map, pfn, Order::ZERO);
+        let block = zone.note_corruption(taken).flatten()?;
+        let frames = self.freeze(block);
+        self.counters.note_available(&zone);
+        frames
     }
 
     /// Takes the block of `order` at `pfn` if it is free as a whole and leaves

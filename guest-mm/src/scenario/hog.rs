@@ -48,7 +48,8 @@ impl Hog {
         }
     }
 
-    fn push<M: Machine>(&mut self, mm: &Mm<'_, M>, frames: FrozenFrames) {
+    /// Takes a block over.
+    pub(super) fn push<M: Machine>(&mut self, mm: &Mm<'_, M>, frames: FrozenFrames) {
         let (pfn, order) = frames.into_raw();
         let next =
             self.first.map_or([0, 0], |(pfn, order)| [pfn.number(), u64::from(order.get()) + 1]);

@@ -12,6 +12,7 @@
 mod args;
 mod bench;
 mod census;
+mod compaction_test;
 mod cow;
 mod digest;
 mod failure;
@@ -90,12 +91,16 @@ pub enum Name {
     Migration,
     /// Linux's `rmap` test.
     Rmap,
+    /// Linux's `compaction_test`.
+    CompactionTest,
     /// Linux's XArray test.
     XArray,
     /// Measurements, one line of JSON each.
     BenchMm,
     /// The PFN stores against each other.
     ExpE3,
+    /// Blocks of order 9 among ballooned pages.
+    ExpE9,
 }
 
 /// What can be said of a scenario without running it.
@@ -138,9 +143,11 @@ impl Name {
         Self::FolioSplitRace,
         Self::Migration,
         Self::Rmap,
+        Self::CompactionTest,
         Self::XArray,
         Self::BenchMm,
         Self::ExpE3,
+        Self::ExpE9,
     ];
 
     /// The scenario called `name`.
@@ -175,9 +182,13 @@ impl Name {
             Self::FolioSplitRace => ("folio_split_race_test", "splits under access: Linux's test"),
             Self::Migration => ("migration", "pages move under their users: Linux's test"),
             Self::Rmap => ("rmap", "a page that moves moves for all: Linux's test"),
+            Self::CompactionTest => {
+                ("compaction_test", "huge pages among scattered ones: Linux's test")
+            }
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
             Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
             Self::ExpE3 => ("exp-e3", "PFN stores: bytes, times, and what fails without memory"),
+            Self::ExpE9 => ("exp-e9", "huge pages among ballooned ones, movable and pinned"),
         };
         let mutants: &[Mutant] =
             if matches!(self, Self::GupStress) { &[Mutant::NoRecheck] } else { &[] };
@@ -339,9 +350,11 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         Name::FolioSplitRace => split_huge_page::run_race(ctx),
         Name::Migration => migration::run_migration(ctx),
         Name::Rmap => migration::run_rmap(ctx),
+        Name::CompactionTest => compaction_test::run(ctx),
         Name::XArray => xarray::run(ctx),
         Name::BenchMm => bench::run(ctx),
         Name::ExpE3 => bench::stores::run(ctx),
+        Name::ExpE9 => bench::balloon_compaction::run(ctx),
     };
     ctx.machine().leave();
     if let Err(failure) = outcome {

@@ -4,6 +4,7 @@
 //! machine's own. On the simulated machine, whose clock stands still, it shows
 //! that everything runs and frees what it took.
 
+pub(super) mod balloon_compaction;
 mod grace;
 mod paths;
 mod samples;
