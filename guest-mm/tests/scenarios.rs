@@ -58,9 +58,11 @@ scenarios! {
     rmap "rmap"
     compaction_test "compaction_test"
     xarray "xarray"
+    come_to_life "come-to-life"
     bench_mm "bench-mm"
     exp_e3 "exp-e3"
     exp_e9 "exp-e9"
+    exp_e10 "exp-e10"
 }
 
 #[test]

@@ -95,3 +95,21 @@ fn senseless_arguments_end_in_the_usage() {
         assert!(lines.iter().any(|line| line.starts_with("usage: gup-stress [--seed N]")));
     }
 }
+
+/// In a GiB whose page directory is there from the start; the device's memory lies where none is.
+#[test]
+fn memory_that_no_boot_map_has_comes_to_life_on_a_real_mmu() {
+    if !kvm_or_skip() {
+        return;
+    }
+    for vcpus in ["1", "2", "4"] {
+        let vm = TestVm::start(2 * RAM, &["--vcpus", vcpus, "--cmdline", "spare=64M"]);
+        let lines = vm.exec_ok("come-to-life", &["--seed", vcpus]);
+        assert!(!lines.iter().any(|line| line.starts_with("SKIPPED")), "{lines:#?}");
+        let census = vm.exec_ok("census", &[]);
+        assert!(census.iter().any(|line| line == "0 discrepancies"), "{census:#?}");
+        let lines = vm.exec_ok("exp-e10", &["--seed", vcpus]);
+        let end = lines.last().expect("lines");
+        assert!(end.contains("\"samples\":") && !end.contains("\"samples\":0"), "{lines:#?}");
+    }
+}

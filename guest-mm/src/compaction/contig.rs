@@ -184,6 +184,8 @@ impl<'m, P: Platform> Mm<'m, P> {
         let words = self.memory().words();
         let mut at = range.start();
         while at < range.end() {
+            // The words of a hot-plugged block go with it.
+            let _section = self.base().rcu.read(self.platform().cpu());
             let passed = words.load(at).ok().and_then(|word| pass.over(word)).map(Order::pages);
             let (found, pages) = look(words, at, range.end());
             match found {

@@ -64,6 +64,8 @@ impl<'m, P: Platform> Mm<'m, P> {
                 }
                 *next_block = end_of_block(scan.at, *order);
             }
+            // The words of a hot-plugged block go with it.
+            let _section = self.base().rcu.read(self.platform().cpu());
             let (found, pages) = look(self.memory().words(), scan.at, range.end());
             scan.scanned += 1;
             let is_huge = pages >= Order::PAGEBLOCK.pages();

@@ -12,6 +12,7 @@
 mod args;
 mod bench;
 mod census;
+mod come_to_life;
 mod compaction_test;
 mod cow;
 mod digest;
@@ -20,6 +21,7 @@ mod fault;
 mod gup_longterm;
 mod gup_stress;
 mod gup_test;
+mod hoard;
 mod hog;
 mod machine;
 pub(crate) mod migration;
@@ -95,12 +97,16 @@ pub enum Name {
     CompactionTest,
     /// Linux's XArray test.
     XArray,
+    /// Memory comes to life.
+    ComeToLife,
     /// Measurements, one line of JSON each.
     BenchMm,
     /// The PFN stores against each other.
     ExpE3,
     /// Blocks of order 9 among ballooned pages.
     ExpE9,
+    /// Blocks of memory added with little free.
+    ExpE10,
 }
 
 /// What can be said of a scenario without running it.
@@ -145,9 +151,11 @@ impl Name {
         Self::Rmap,
         Self::CompactionTest,
         Self::XArray,
+        Self::ComeToLife,
         Self::BenchMm,
         Self::ExpE3,
         Self::ExpE9,
+        Self::ExpE10,
     ];
 
     /// The scenario called `name`.
@@ -186,7 +194,13 @@ impl Name {
                 ("compaction_test", "huge pages among scattered ones: Linux's test")
             }
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
+            Self::ComeToLife => {
+                ("come-to-life", "memory is added when nothing is free, and goes again")
+            }
             Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
+            Self::ExpE10 => {
+                ("exp-e10", "memory added with little free: what can fail, and what it takes")
+            }
             Self::ExpE3 => ("exp-e3", "PFN stores: bytes, times, and what fails without memory"),
             Self::ExpE9 => ("exp-e9", "huge pages among ballooned ones, movable and pinned"),
         };
@@ -352,9 +366,11 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         Name::Rmap => migration::run_rmap(ctx),
         Name::CompactionTest => compaction_test::run(ctx),
         Name::XArray => xarray::run(ctx),
+        Name::ComeToLife => come_to_life::run(ctx),
         Name::BenchMm => bench::run(ctx),
         Name::ExpE3 => bench::stores::run(ctx),
         Name::ExpE9 => bench::balloon_compaction::run(ctx),
+        Name::ExpE10 => bench::hot_add::run(ctx),
     };
     ctx.machine().leave();
     if let Err(failure) = outcome {

@@ -17,6 +17,8 @@ use super::{Access, Args, Caller, Ctx, Failure, Machine, Name, Rng, Signal, run}
 use crate::addr::{USER_END, VirtAddr};
 use crate::errno::Errno;
 use crate::fault::FaultAccess;
+use crate::memdesc::SECTION_PAGES;
+use crate::memory::Memory;
 use crate::mm::{Base, Mm};
 use crate::platform::{AtomicCpuSet, MAX_CPUS, Platform};
 use crate::space::AddressSpace;
@@ -184,13 +186,22 @@ impl Caller for Lines {
     }
 }
 
+/// Pages of a simulated machine that no map names, to be added: 64 MiB.
+const SPARE_PAGES: u64 = 1 << 14;
+
 /// Runs scenario `name` on a new simulated machine with `pages` frames.
 ///
 /// # Panics
 /// If the machine cannot be set up, and wherever the simulated machine notices
 /// what a real one would not: stale translations, wrong lock orders.
 pub fn simulate(name: Name, args: Args, pages: u64) -> Report {
-    let base = Base::new(testing::memory(pages)).unwrap_or_else(|error| panic!("{error}"));
+    let ram = [testing::range(0, pages)];
+    // Beyond the hole behind RAM, as a device has it.
+    let start = pages.next_multiple_of(SECTION_PAGES.get()) + SECTION_PAGES.get();
+    let spare = testing::range(start, SPARE_PAGES);
+    let platform = TestPlatform::new(&ram, 0).with_spare(spare);
+    let memory = Memory::new(platform, &ram, &[]).unwrap_or_else(|error| panic!("{error}"));
+    let base = Base::new(memory).unwrap_or_else(|error| panic!("{error}"));
     let mm = Mm::new(&base);
     let mut caller = Lines(Vec::new());
     let outcome = run(name, &mut Ctx::new(&mm, args, &mut caller));

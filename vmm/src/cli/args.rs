@@ -216,6 +216,8 @@ pub(super) enum BenchCommand {
     Mm(BenchMmOptions),
     /// E3: the balloon's PFN stores: bytes, times, and what fails when memory is short
     Stores(ExperimentOptions),
+    /// E10: memory that comes to life when little or nothing is free
+    Hotplug(ExperimentOptions),
     /// What is no measurement
     #[command(external_subcommand)]
     Unknown(Vec<String>),

@@ -6,6 +6,7 @@
 
 pub(super) mod balloon_compaction;
 mod grace;
+pub(super) mod hot_add;
 mod paths;
 mod samples;
 mod sharing;

@@ -58,8 +58,23 @@ pub(super) const STORES: Catalogued = Catalogued {
     }],
 };
 
+/// E10.
+pub(super) const HOTPLUG: Catalogued = Catalogued {
+    name: "hotplug",
+    parts: &[Part {
+        id: "e10",
+        title: "memory that comes to life when nothing is free",
+        scenario: "exp-e10",
+        run: &["--cmdline", "spare=128M"],
+        inflate: &[],
+        memory: 256 * MIB,
+        vcpus: &[1],
+        rounds: 5,
+    }],
+};
+
 /// All of them.
-const ALL: &[&Catalogued] = &[&STORES];
+const ALL: &[&Catalogued] = &[&STORES, &HOTPLUG];
 
 /// Their commands.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
