@@ -130,6 +130,9 @@ impl<'m, P: Platform> Mm<'m, P> {
         mode: MigrateMode,
         between: &mut impl FnMut(TransferStage),
     ) -> Result<FrozenFrames, MigrateError> {
+        // Before the lock: whoever has a reference may want it, and must not find it taken
+        // by one attempt after the other that can only fail.
+        check_alone(folio)?;
         let locked = match mode {
             MigrateMode::Async => folio.try_lock(self.platform()).ok_or(MigrateError::Again)?,
             MigrateMode::SyncLight | MigrateMode::Sync => folio.lock(self.platform()),
@@ -248,7 +251,8 @@ impl<'m, P: Platform> Mm<'m, P> {
     }
 }
 
-/// Whether the folio can be had alone, as far as counts tell: pins, references.
+/// Whether the folio can be had alone, as far as counts tell: pins, references. A
+/// guess unless the folio is locked, and for references also then: the freeze decides.
 /// Returns the references that are not leaves.
 fn check_alone(folio: &Folio) -> Result<u32, MigrateError> {
     let is_bound = FolioFlags::HWPOISON | FolioFlags::UNEVICTABLE;

@@ -23,7 +23,7 @@ const AT: u64 = 1 << 32;
 /// Accesses that the others have made by then, in all.
 const USES: u64 = 100;
 /// The mover does so many times its rounds at most while it waits for the others to begin.
-const LATE: u64 = 100;
+const LATE: u64 = 1000;
 
 /// Whose memory it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -130,8 +130,11 @@ impl<'a, 'm, M: Machine> Scene<'a, 'm, M> {
     /// The first thread: moves all of the memory, again and again, to a range where it is not.
     fn keep_moving(&self) -> Outcome {
         for round in 0.. {
-            // On a busy host the others may start late.
-            let is_enough = round >= self.rounds && self.uses.load(Ordering::Relaxed) >= USES;
+            // On a busy host the others may start late, or one stand still with a reference
+            // of what shall move, for longer than all rounds take.
+            let is_used = self.uses.load(Ordering::Relaxed) >= USES;
+            let is_moved = self.moved.load(Ordering::Relaxed) > 0;
+            let is_enough = round >= self.rounds && is_used && is_moved;
             if is_enough || round >= self.rounds * LATE || self.is_over.load(Ordering::Relaxed) {
                 break;
             }
@@ -141,6 +144,10 @@ impl<'a, 'm, M: Machine> Scene<'a, 'm, M> {
             self.busy.fetch_add(stats.failed(), Ordering::Relaxed);
             // Those who slept on a page have a look at it before it moves again.
             (0..4).for_each(|_| self.machine.yield_now());
+            if stats.failed() > 0 {
+                // Naps, after a while of it.
+                (0..100).for_each(|_| self.machine.relax());
+            }
         }
         Ok(())
     }

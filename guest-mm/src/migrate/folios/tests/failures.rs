@@ -116,3 +116,25 @@ fn a_range_whose_allocations_fail_one_by_one_is_whole_each_time() {
         world.end([space, child]);
     }
 }
+
+/// Regression: a mover locked the folio in each of his attempts, though somebody had a
+/// reference: that was who slept until it was unlocked, and mostly found it locked again.
+#[test]
+fn a_folio_with_another_reference_is_not_even_waited_for() {
+    let world = World::new(4096);
+    let space = world.space();
+    let at = world.map(&space, 1);
+    world.store(&space, at, 1).unwrap();
+    let isolated = isolated(&world, &space, at);
+    let folio = world.folio(&space, at);
+    let lock = folio.lock(world.platform());
+    // Would wait for this very thread.
+    let failed = world.mm.transfer_folio(isolated, destination(&world, 0), MigrateMode::Sync);
+    let failed = failed.unwrap_err();
+    assert_eq!(failed.error, MigrateError::Again);
+    drop(lock);
+    world.mm.put(folio);
+    world.mm.putback_lru_folio(failed.folio);
+    world.mm.memory().free_frozen(failed.destination.unwrap());
+    world.end([space]);
+}
