@@ -82,8 +82,10 @@ fn at_level<M: Machine>(
         process.madvise(start, used * PAGE_SIZE, Advice::NoHugePage)?;
         process.fill(start, used, 1)?;
     }
-    // As many as free memory is worth: none can be had beyond.
-    let attempts = ctx.mm.memory().free_pages().get() / HUGE.pages().get();
+    // As many as free memory is worth, the same for all seeds: none can be had beyond.
+    let managed = ctx.mm.memory().managed_pages().get();
+    let free = managed * (100 - source.percent.min(100)) / 100 * 3 / 4;
+    let attempts = free / HUGE.pages().get();
     for _ in 0..ctx.rounds(ROUNDS) {
         for arm in [Arm::Movable, Arm::Pinned] {
             let params = [
