@@ -57,6 +57,7 @@ scenarios! {
     migration "migration"
     rmap "rmap"
     compaction_test "compaction_test"
+    isolate_race "isolate-race"
     xarray "xarray"
     come_to_life "come-to-life"
     bench_mm "bench-mm"

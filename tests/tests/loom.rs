@@ -17,6 +17,7 @@ const MODELS: &[(&[&str], usize)] = &[
     (&["--package", "guest-mm", "--release", "--test", "loom_gup"], 10),
     (&["--package", "guest-mm", "--release", "--test", "loom_folio"], 14),
     (&["--package", "guest-mm", "--release", "--test", "loom_sleeper"], 3),
+    (&["--package", "guest-mm", "--release", "--test", "loom_migrate"], 8),
     (&["--package", "devices", "--lib", "loom"], 3),
 ];
 

@@ -115,6 +115,10 @@ impl WordCell {
             Err(TransitionError::Raced { found })
                 if isolated.with_hold(Hold::Doomed) == Some(found) =>
             {
+                #[cfg(loom)]
+                if super::mutant::Mutant::FreeAfterPutback.is_active() {
+                    self.overwrite(movable);
+                }
                 Ok(PutBack::Doomed)
             }
             Err(error) => Err(error),
@@ -134,6 +138,25 @@ impl WordCell {
             }
             ended => ended,
         }
+    }
+
+    /// The descriptor that `isolated` names goes over to the frame of `dst`, a
+    /// destination whose word is `transit`; the word here becomes `frozen`. Returns
+    /// the word of `dst`, held. At most one word names the descriptor at any time.
+    ///
+    /// # Errors
+    /// The owner has given the page up, or a word is not what it should be.
+    pub fn hand_over(
+        &self,
+        (isolated, frozen): (Word, Word),
+        (dst, transit): (&Self, Word),
+    ) -> Result<Word, TransitionError> {
+        let malformed = TransitionError::Unknown(UnknownWord(isolated));
+        let held = isolated.with_hold(Hold::Held).ok_or(malformed)?;
+        // Not `retire`: what the owner has given up must not live on.
+        self.transition(isolated, frozen)?;
+        dst.transition(transit, held)?;
+        Ok(held)
     }
 
     /// The owner of the movable page whose descriptor `word` names, in whatever

@@ -7,6 +7,8 @@ use std::cell::Cell;
 pub enum Mutant {
     /// A word is looked at, then overwritten, instead of swapped.
     CheckThenSet,
+    /// A page that its owner has given up goes back all the same, and is freed then.
+    FreeAfterPutback,
 }
 
 // A model's threads all run on the thread that explores it.

@@ -231,7 +231,7 @@ impl<P: Platform> Memory<P> {
     }
 
     /// Pages that must stay free, by the flags.
-    fn reserve(&self, gfp: Gfp) -> u64 {
+    pub(super) fn reserve(&self, gfp: Gfp) -> u64 {
         gfp.reserve(self.watermarks())
     }
 

@@ -10,8 +10,8 @@ use abi::{PageCount, Pfn, PfnRange};
 use super::Memory;
 use super::frames::FrozenFrames;
 use super::init::blocks_of;
-use crate::buddy::{free_block_around, frozen_word};
-use crate::memdesc::{Hold, Memdesc, Order, OutOfMap, Word};
+use crate::buddy::{Gfp, free_block_around, frozen_word};
+use crate::memdesc::{Hold, Memdesc, MigrateType, Order, OutOfMap, Word};
 use crate::platform::Platform;
 
 /// Why pageblocks could not be set aside; none is.
@@ -226,6 +226,23 @@ impl<P: Platform> Memory<P> {
     /// In debug builds, if a block is refused, as in [`Self::free_frozen`].
     pub fn free_contig(&self, frames: ContigFrames) {
         self.split_contig(frames, &mut |block| self.free_frozen(block));
+    }
+
+    /// Takes the block of `order` at `pfn`, if it is free and on a list of the zone, and
+    /// the flags allow an allocation.
+    pub(crate) fn take_free_at(&self, pfn: Pfn, order: Order, gfp: Gfp) -> Option<FrozenFrames> {
+        // A look without the lock, which most frames do not pass.
+        let (_, free) = free_block_around(&self.map, pfn)?;
+        let is_free = free >= order && self.map.pageblocks.get(pfn) != MigrateType::Isolate;
+        let mut zone = is_free.then(|| self.zone.lock(&self.platform))?;
+        if zone.available() < order.pages().get() + self.reserve(gfp) {
+            return None;
+        }
+        let taken = zone.take_at(&self.map, pfn, order);
+        let block = zone.note_corruption(taken).flatten()?;
+        let frames = self.freeze(block);
+        self.counters.note_available(&zone);
+        frames
     }
 
     /// Gives up the run for its blocks: `each` gets every one that is the holder's.

@@ -18,19 +18,14 @@ pub trait Destinations {
     fn give_back(&mut self, frames: FrozenFrames);
 }
 
-/// Blocks outside the wanted frames that one search keeps aside while it looks on.
-const ASIDE: usize = 64;
-
 /// Destinations from the allocator, perhaps only inside or only outside a range of frames.
-///
-/// The allocator knows no ranges: blocks in the wrong place are kept aside until
-/// one fits, at most [`ASIDE`] per page, and freed when this is dropped.
 pub struct Allocated<'a, P: Platform> {
     memory: &'a Memory<P>,
     gfp: Gfp,
     within: Option<PfnRange>,
     outside: Option<PfnRange>,
-    aside: [Option<FrozenFrames>; ASIDE],
+    /// Where the next search begins.
+    cursor: Pfn,
 }
 
 impl<'a, P: Platform> Allocated<'a, P> {
@@ -38,7 +33,7 @@ impl<'a, P: Platform> Allocated<'a, P> {
     /// what it allocates and must not end in reclaim, where it began.
     pub const fn new(memory: &'a Memory<P>) -> Self {
         let gfp = Gfp::MOVABLE.union(Gfp::MEMALLOC);
-        Self { memory, gfp, within: None, outside: None, aside: [const { None }; ASIDE] }
+        Self { memory, gfp, within: None, outside: None, cursor: Pfn::ZERO }
     }
 
     /// The same with other flags.
@@ -59,46 +54,60 @@ impl<'a, P: Platform> Allocated<'a, P> {
         self
     }
 
-    fn fits(&self, frames: &FrozenFrames) -> bool {
-        let block = frames.range();
-        let overlaps = |range: PfnRange| block.start() < range.end() && range.start() < block.end();
-        self.within.is_none_or(|range| range.contains_range(block))
-            && !self.outside.is_some_and(overlaps)
+    /// The allocator knows no ranges, so free blocks are looked for by their words, upwards
+    /// from where the last was found; what is on CPUs' lists is not.
+    fn search(&mut self, order: Order) -> Option<FrozenFrames> {
+        let start = self.cursor;
+        let found =
+            self.search_from(start, order).or_else(|| self.search_from(Pfn::ZERO, order))?;
+        self.cursor = found.range().end();
+        Some(found)
     }
 
-    fn free_aside(&mut self) {
-        for frames in self.aside.iter_mut().filter_map(Option::take) {
-            self.memory.free_frozen(frames);
+    fn search_from(&self, start: Pfn, order: Order) -> Option<FrozenFrames> {
+        let end = Pfn::new(u64::MAX >> 12)?;
+        let wanted = PfnRange::new(start, end)?;
+        let wanted = self.within.map_or(Some(wanted), |within| within.intersection(wanted))?;
+        self.memory
+            .words()
+            .regions()
+            .find_map(|region| self.search_range(region.range().intersection(wanted)?, order))
+    }
+
+    fn search_range(&self, range: PfnRange, order: Order) -> Option<FrozenFrames> {
+        let pages = order.pages();
+        let mut at = range.start().align_down(order.get());
+        if at < range.start() {
+            at = at.checked_add(pages)?;
+        }
+        loop {
+            let block = PfnRange::from_start(at, pages)?;
+            if !range.contains_range(block) {
+                return None;
+            }
+            let is_outside =
+                self.outside.is_none_or(|outside| outside.intersection(block).is_none());
+            if is_outside && let Some(found) = self.memory.take_free_at(at, order, self.gfp) {
+                return Some(found);
+            }
+            at = block.end();
         }
     }
 }
 
 impl<P: Platform> Destinations for Allocated<'_, P> {
     fn take(&mut self, order: Order, _src: Pfn) -> Option<FrozenFrames> {
-        let mut found = None;
-        for tried in 0..=ASIDE {
-            let frames = self.memory.alloc_frozen(order, self.gfp).ok()?;
-            if self.fits(&frames) {
-                found = Some(frames);
-                break;
-            }
-            match self.aside.get_mut(tried) {
-                Some(slot) => *slot = Some(frames),
-                None => self.memory.free_frozen(frames),
-            }
+        if self.within.is_none() && self.outside.is_none() {
+            return self.memory.alloc_frozen(order, self.gfp).ok();
         }
-        self.free_aside();
-        found
+        self.search(order).or_else(|| {
+            self.memory.drain();
+            self.search(order)
+        })
     }
 
     fn give_back(&mut self, frames: FrozenFrames) {
         self.memory.free_frozen(frames);
-    }
-}
-
-impl<P: Platform> Drop for Allocated<'_, P> {
-    fn drop(&mut self) {
-        self.free_aside();
     }
 }
 

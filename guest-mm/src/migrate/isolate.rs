@@ -77,14 +77,13 @@ impl fmt::Display for IsolateError {
 
 impl core::error::Error for IsolateError {}
 
-impl From<TakeError> for IsolateError {
-    fn from(error: TakeError) -> Self {
-        match error {
-            TakeError::Lookup(error) => Self::Lookup(error),
-            TakeError::OtherKind(word) => Self::Immovable(word.kind().unwrap_or(Kind::Empty)),
-            TakeError::Taken(hold) => Self::Held(Kind::Movable, hold),
-            TakeError::Raced => Self::Raced(Pfn::ZERO),
-        }
+/// Why the swap of a described page failed.
+fn not_taken(error: TakeError, pfn: Pfn, kind: MovableKind) -> IsolateError {
+    match error {
+        TakeError::Lookup(error) => IsolateError::Lookup(error),
+        TakeError::Taken(hold) => IsolateError::Held(kind.kind(), hold),
+        // It was of the kind just now.
+        TakeError::OtherKind(_) | TakeError::Raced => IsolateError::Raced(pfn),
     }
 }
 
@@ -172,8 +171,8 @@ impl<'m, P: Platform> Mm<'m, P> {
         let ops = guard.ops();
         match kind {
             MovableKind::Offline => self.isolate_offline(pfn)?,
-            MovableKind::ZpDesc => drop(self.isolate_object::<ZpDesc>(pfn)?),
-            MovableKind::Movable => drop(self.isolate_object::<MovableDesc>(pfn)?),
+            MovableKind::ZpDesc => self.isolate_described::<ZpDesc>(pfn, kind)?,
+            MovableKind::Movable => self.isolate_described::<MovableDesc>(pfn, kind)?,
         }
         self.migration.owned.fetch_add(1, Ordering::Relaxed);
         if !ops.isolate(self, pfn) {
@@ -183,6 +182,16 @@ impl<'m, P: Platform> Mm<'m, P> {
             return Err(IsolateError::Refused(kind));
         }
         Ok(())
+    }
+
+    fn isolate_described<D: FrameObject>(
+        &self,
+        pfn: Pfn,
+        kind: MovableKind,
+    ) -> Result<(), IsolateError> {
+        let isolated = self.isolate_object::<D>(pfn);
+        // The word owns it from here on: an entry of a batch is its frame number.
+        isolated.map(drop).map_err(|error| not_taken(error, pfn, kind))
     }
 
     fn isolate_offline(&self, pfn: Pfn) -> Result<(), IsolateError> {

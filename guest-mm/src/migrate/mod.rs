@@ -29,6 +29,7 @@ mod registry;
 mod settle;
 mod state;
 mod stats;
+pub mod test_driver;
 mod transaction;
 
 pub use batch::{BATCH, MigrateBatch};

@@ -120,6 +120,15 @@ impl MovableKind {
     /// All of them, by number.
     pub const ALL: [Self; 3] = [Self::Offline, Self::ZpDesc, Self::Movable];
 
+    /// The same as a [`Kind`].
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::Offline => Kind::Offline,
+            Self::ZpDesc => Kind::ZpDesc,
+            Self::Movable => Kind::Movable,
+        }
+    }
+
     /// The kind for words of `kind`, if they are moved by their owner's operations.
     pub const fn of(kind: Kind) -> Option<Self> {
         // A list of what is, not of what is not: most kinds stay where they are.

@@ -63,9 +63,9 @@ impl<P: Platform> Mm<'_, P> {
         }
     }
 
-    /// Pages that are no folios and that migration has isolated now. Exact when no
+    /// Blocks that are no folios and that migration has isolated now. Exact when no
     /// CPU is isolating or migrating.
-    pub fn isolated_pages(&self) -> u64 {
+    pub fn isolated_blocks(&self) -> u64 {
         self.migration.owned.load(Ordering::Relaxed)
     }
 

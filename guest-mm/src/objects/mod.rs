@@ -25,7 +25,7 @@ mod moving;
 use core::fmt;
 use core::ptr::NonNull;
 
-use abi::Pfn;
+use abi::{PAGE_SIZE, Pfn};
 
 use crate::buddy::Gfp;
 use crate::memdesc::{
@@ -161,6 +161,13 @@ impl<'m, D> Described<'m, D> {
     }
 }
 
+impl<'m, D> Described<'m, D> {
+    /// The descriptor, which outlives the handle, but not its page.
+    pub const fn descriptor_ref(&self) -> &'m D {
+        self.descriptor
+    }
+}
+
 impl<D> fmt::Debug for Described<'_, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Described({:?})", self.frame)
@@ -197,6 +204,18 @@ impl<'m, P: Platform> Mm<'m, P> {
         object: Described<'m, D>,
     ) -> Result<FrozenFrames, TransitionError> {
         self.base().undescribe_frames(object)
+    }
+
+    /// The page's bytes.
+    pub fn described_bytes<'a, D>(&self, object: &'a mut Described<'m, D>) -> &'a mut [u8]
+    where
+        'm: 'a,
+    {
+        let bytes = usize::try_from(PAGE_SIZE).unwrap_or_else(|_| unreachable!("4 KiB"));
+        let start = self.platform().frame_ptr(object.frame);
+        // SAFETY: a frame of RAM, which the platform maps for as long as it lives; any
+        // byte is a valid u8; the handle owns the frame and is borrowed exclusively.
+        unsafe { core::slice::from_raw_parts_mut(start.as_ptr(), bytes) }
     }
 
     /// Lets migration take the page. The owner knows it by its frame number from now on.

@@ -213,11 +213,10 @@ impl<P: Platform> Base<P> {
         };
         // SAFETY: `src` is isolated, so migration has it, in whose call this is.
         let frames = unsafe { FrozenFrames::from_raw(src, Order::ZERO) };
-        // Not `retire`: what the owner has given up must not live on in `dst`.
-        let left = self.memory.transition(src, word_of(object, Hold::Isolated), frames.word());
-        left.map_err(|_| AdoptError::Doomed)?;
-        let taken = self.memory.transition(dst.head(), dst.word(), word_of(object, Hold::Held));
-        taken.map_err(|_| AdoptError::NoDestination(dst.head()))?;
+        let to = self.cell_of(dst.head()).map_err(|_| AdoptError::NoDestination(dst.head()))?;
+        let from = self.cell_of(src).map_err(|_| AdoptError::Doomed)?;
+        from.hand_over((word_of(object, Hold::Isolated), frames.word()), (to, dst.word()))
+            .map_err(|_| AdoptError::Doomed)?;
         dst.set_taken(true);
         Ok(Described { frame: dst.head(), descriptor: object })
     }

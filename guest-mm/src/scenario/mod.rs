@@ -23,6 +23,7 @@ mod gup_stress;
 mod gup_test;
 mod hoard;
 mod hog;
+mod isolate_race;
 mod machine;
 pub(crate) mod migration;
 mod mkdirty;
@@ -96,6 +97,8 @@ pub enum Name {
     Rmap,
     /// Linux's `compaction_test`.
     CompactionTest,
+    /// Pages are isolated, moved and freed by all CPUs.
+    IsolateRace,
     /// Linux's XArray test.
     XArray,
     /// Memory comes to life.
@@ -151,6 +154,7 @@ impl Name {
         Self::Migration,
         Self::Rmap,
         Self::CompactionTest,
+        Self::IsolateRace,
         Self::XArray,
         Self::ComeToLife,
         Self::BenchMm,
@@ -194,6 +198,7 @@ impl Name {
             Self::CompactionTest => {
                 ("compaction_test", "huge pages among scattered ones: Linux's test")
             }
+            Self::IsolateRace => ("isolate-race", "pages are isolated, moved, freed by all CPUs"),
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
             Self::ComeToLife => {
                 ("come-to-life", "memory is added when nothing is free, and goes again")
@@ -367,6 +372,7 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         Name::Migration => migration::run_migration(ctx),
         Name::Rmap => migration::run_rmap(ctx),
         Name::CompactionTest => compaction_test::run(ctx),
+        Name::IsolateRace => isolate_race::run(ctx),
         Name::XArray => xarray::run(ctx),
         Name::ComeToLife => come_to_life::run(ctx),
         Name::BenchMm => bench::run(ctx),

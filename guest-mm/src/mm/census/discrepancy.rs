@@ -191,6 +191,13 @@ pub enum MmDiscrepancy {
         /// By their words.
         found: u64,
     },
+    /// Blocks whose words say that migration has them are not as many as it has.
+    Isolated {
+        /// Entries of its batches.
+        entries: u64,
+        /// By their words.
+        found: u64,
+    },
     /// Page tables that no space reaches, and that do not wait for their readers either.
     LostTables {
         /// Made and not freed.
@@ -267,6 +274,9 @@ impl fmt::Display for MmDiscrepancy {
             }
             Self::TableFrames { counted, found } => {
                 write!(f, "{counted} page tables were made and not freed, {found} are there")
+            }
+            Self::Isolated { entries, found } => {
+                write!(f, "migration has {entries} blocks isolated, {found} words say so")
             }
             Self::LostTables { counted, reached } => {
                 write!(f, "{counted} page tables were made and not freed, {reached} are reached")

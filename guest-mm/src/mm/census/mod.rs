@@ -24,6 +24,7 @@ use abi::Pfn;
 use super::Mm;
 use crate::census::{BalloonClaim, Census, CensusScope};
 use crate::memdesc::Kind;
+use crate::migrate::MovableKind;
 use crate::platform::Platform;
 use crate::slab::KmemCache;
 use crate::swap::SwapCensus;
@@ -136,6 +137,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         taking.folios();
         taking.deferred_splits();
         taking.descriptors();
+        taking.isolated();
         taking.rmap();
         taking.swap();
         taking.zsmalloc();
@@ -177,6 +179,14 @@ impl<P: Platform> Taking<'_, '_, P> {
         self.objects(&caches.ptdesc, tables);
         self.objects(caches.movable.kmem(), movable);
         self.objects(caches.zpdesc.kmem(), zpdescs);
+    }
+
+    /// Checks that what is isolated, by its word, is in a batch of migration.
+    fn isolated(&mut self) {
+        let kinds = MovableKind::ALL.map(MovableKind::kind);
+        let found = kinds.iter().map(|&kind| self.census.memory.isolated_blocks(kind)).sum();
+        let entries = self.mm.isolated_blocks();
+        self.check(entries == found, || MmDiscrepancy::Isolated { entries, found });
     }
 
     /// Checks that a cache has as many objects in use as were `found`.

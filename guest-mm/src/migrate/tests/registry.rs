@@ -2,10 +2,10 @@
 
 use abi::Pfn;
 
-use super::*;
 use crate::errno::Errno;
 use crate::memdesc::Kind;
 use crate::memory::TransitFrames;
+use crate::migrate::*;
 use crate::mm::{Base, Mm};
 use crate::testing::TestPlatform;
 
