@@ -125,7 +125,9 @@ fn isolate_twice_and_free() {
         })
         .collect();
     page.free_as_owner();
-    migrations.into_iter().for_each(|migration| drop(migration.join().unwrap()));
+    for migration in migrations {
+        migration.join().unwrap();
+    }
     page.assert_freed_once();
 }
 
@@ -152,7 +154,7 @@ fn a_page_given_up_never_goes_back_where_another_migration_finds_it() {
 }
 
 #[test]
-#[should_panic]
+#[should_panic(expected = "Concurrent write accesses")]
 fn mutant_isolation_that_looks_and_then_sets_gives_a_page_to_two_migrations() {
     loom::model(|| {
         let _mutant = Mutant::CheckThenSet.active();
@@ -161,7 +163,7 @@ fn mutant_isolation_that_looks_and_then_sets_gives_a_page_to_two_migrations() {
 }
 
 #[test]
-#[should_panic]
+#[should_panic(expected = "Concurrent write accesses")]
 fn mutant_isolation_that_looks_and_then_sets_takes_a_page_that_its_owner_has_freed() {
     loom::model(|| {
         let _mutant = Mutant::CheckThenSet.active();
@@ -170,7 +172,7 @@ fn mutant_isolation_that_looks_and_then_sets_takes_a_page_that_its_owner_has_fre
 }
 
 #[test]
-#[should_panic]
+#[should_panic(expected = "Concurrent write accesses")]
 fn mutant_a_page_given_up_that_is_put_back_before_it_is_freed_has_two_owners() {
     bounded(|| {
         let _mutant = Mutant::FreeAfterPutback.active();

@@ -60,6 +60,8 @@ scenarios! {
     isolate_race "isolate-race"
     xarray "xarray"
     come_to_life "come-to-life"
+    exp_e2 "exp-e2"
+    exp_e5 "exp-e5"
     bench_mm "bench-mm"
     exp_e3 "exp-e3"
     exp_e9 "exp-e9"

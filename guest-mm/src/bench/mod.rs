@@ -9,6 +9,7 @@
 
 pub mod figure;
 pub mod layout;
+pub mod page64;
 pub mod primitive;
 pub mod sample;
 

@@ -130,6 +130,11 @@ impl WordCell {
     /// # Errors
     /// The word is neither: memory corruption.
     pub fn retire(&self, isolated: Word, frozen: Word) -> Result<(), TransitionError> {
+        #[cfg(loom)]
+        if super::mutant::Mutant::FreeAfterPutback.is_active() {
+            self.overwrite(frozen);
+            return Ok(());
+        }
         match self.transition(isolated, frozen) {
             Err(TransitionError::Raced { found })
                 if isolated.with_hold(Hold::Doomed) == Some(found) =>

@@ -230,7 +230,7 @@ impl<P: Platform> Memory<P> {
 
     /// Takes the block of `order` at `pfn`, if it is free and on a list of the zone, and
     /// the flags allow an allocation.
-    pub(crate) fn take_free_at(&self, pfn: Pfn, order: Order, gfp: Gfp) -> Option<FrozenFrames> {
+    pub(crate) fn take_if_free(&self, pfn: Pfn, order: Order, gfp: Gfp) -> Option<FrozenFrames> {
         // A look without the lock, which most frames do not pass.
         let (_, free) = free_block_around(&self.map, pfn)?;
         let is_free = free >= order && self.map.pageblocks.get(pfn) != MigrateType::Isolate;

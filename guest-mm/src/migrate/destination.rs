@@ -87,7 +87,7 @@ impl<'a, P: Platform> Allocated<'a, P> {
             }
             let is_outside =
                 self.outside.is_none_or(|outside| outside.intersection(block).is_none());
-            if is_outside && let Some(found) = self.memory.take_free_at(at, order, self.gfp) {
+            if is_outside && let Some(found) = self.memory.take_if_free(at, order, self.gfp) {
                 return Some(found);
             }
             at = block.end();

@@ -103,6 +103,10 @@ pub enum Name {
     XArray,
     /// Memory comes to life.
     ComeToLife,
+    /// Experiment E2: PFN arrays or linked lists.
+    ExpE2,
+    /// Experiment E5: isolation by CAS, or by lock and reference.
+    ExpE5,
     /// Measurements, one line of JSON each.
     BenchMm,
     /// The PFN stores against each other.
@@ -157,6 +161,8 @@ impl Name {
         Self::IsolateRace,
         Self::XArray,
         Self::ComeToLife,
+        Self::ExpE2,
+        Self::ExpE5,
         Self::BenchMm,
         Self::ExpE3,
         Self::ExpE9,
@@ -203,6 +209,8 @@ impl Name {
             Self::ComeToLife => {
                 ("come-to-life", "memory is added when nothing is free, and goes again")
             }
+            Self::ExpE2 => ("exp-e2", "experiment E2: arrays or lists of pages that migrate"),
+            Self::ExpE5 => ("exp-e5", "experiment E5: isolation by a swap, or by lock and count"),
             Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
             Self::ExpE10 => {
                 ("exp-e10", "memory added with little free: what can fail, and what it takes")
@@ -375,6 +383,8 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         Name::IsolateRace => isolate_race::run(ctx),
         Name::XArray => xarray::run(ctx),
         Name::ComeToLife => come_to_life::run(ctx),
+        Name::ExpE2 => bench::batch_walk::run(ctx),
+        Name::ExpE5 => bench::isolation::run(ctx),
         Name::BenchMm => bench::run(ctx),
         Name::ExpE3 => bench::stores::run(ctx),
         Name::ExpE9 => bench::balloon_compaction::run(ctx),

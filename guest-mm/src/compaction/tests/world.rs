@@ -166,7 +166,7 @@ impl World<'_, '_> {
         assert_eq!(census.pages(Kind::Movable).get(), movable);
         let pinned: u64 = self.pinned.iter().map(|frames| frames.pages().get()).sum();
         assert_eq!(census.pages(Kind::Frozen).get(), pinned, "frozen frames that nobody has");
-        assert_eq!(self.mm.isolated_pages(), 0);
+        assert_eq!(self.mm.isolated_blocks(), 0);
     }
 
     /// Free pages and movable pages by pageblock.

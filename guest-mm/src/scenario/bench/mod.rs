@@ -5,8 +5,10 @@
 //! that everything runs and frees what it took.
 
 pub(super) mod balloon_compaction;
+pub(super) mod batch_walk;
 mod grace;
 pub(super) mod hot_add;
+pub(super) mod isolation;
 mod paths;
 mod samples;
 mod sharing;

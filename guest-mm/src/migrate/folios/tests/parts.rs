@@ -75,7 +75,6 @@ fn without_a_destination_of_its_size_a_huge_page_moves_by_pages() {
         assert!(folio.has(crate::folio::FolioFlags::LRU));
         world.mm.put(folio);
     }
-    drop(pages);
     world.end([space]);
 }
 
@@ -92,7 +91,6 @@ fn pages_for_which_there_is_no_destination_stay() {
     assert_eq!(stats.failed_with(MigrateError::NoMemory), 412);
     drop(batch);
     expect(&world, &space, at);
-    drop(pages);
     world.end([space]);
 }
 
@@ -108,7 +106,6 @@ fn pages_of_a_huge_page_that_nobody_maps_are_freed_and_not_moved() {
     let stats = world.mm.migrate_pages(&mut batch, &mut pages, MigrateMode::SyncLight);
     assert_eq!((stats.migrated, stats.freed, stats.failed()), (256, 256, 0), "{stats:?}");
     drop(batch);
-    drop(pages);
     for page in (0..256).step_by(73) {
         assert_eq!(world.load(&space, at + page * PAGE_SIZE), Ok(page));
     }
@@ -130,7 +127,6 @@ fn a_failure_at_any_step_leaves_every_page_whole() {
         world.platform().faults().fail_nth(site, 0);
         assert_eq!(stats.migrated + stats.freed + stats.failed(), 512, "{site:?} {nth}: {stats:?}");
         drop(batch);
-        drop(pages);
         expect(&world, &space, at);
         world.end([space]);
     }

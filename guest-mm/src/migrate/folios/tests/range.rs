@@ -25,7 +25,6 @@ fn a_range_goes_where_it_is_wanted_again_and_again() {
         let done = done.unwrap();
         assert_eq!((done.pages.failed(), done.refused, done.absent), (0, 0, 13), "{done:?}");
         assert_eq!(done.pages.migrated, 27);
-        drop(to);
         for page in (0..40).filter(|&page| is_there(page)) {
             let at = at + page * PAGE_SIZE;
             assert!(wanted.contains(world.pte(&space, at).pfn()));
@@ -51,7 +50,6 @@ fn a_huge_page_in_a_range_moves_once_and_whole() {
     // By PTEs now.
     let done = world.mm.migrate_range(&space, at, PMD_SIZE, &mut to, MigrateMode::Sync).unwrap();
     assert_eq!((done.pages.migrated, done.absent, done.refused), (512, 0, 0), "{done:?}");
-    drop(to);
     assert_eq!(world.load(&space, at + PAGE_SIZE), Ok(3));
     world.end([space]);
 }
@@ -78,7 +76,6 @@ fn senseless_ranges_are_refused_by_name() {
         assert_eq!(error.errno(), Errno::EFAULT);
         assert!(error.to_string().contains(&format!("{start:#x}")), "{error}");
     }
-    drop(to);
     world.end([space]);
 }
 
@@ -102,7 +99,6 @@ fn holes_zero_pages_and_swapped_pages_are_absent_and_pinned_ones_refused() {
     let none =
         world.mm.migrate_range(&space, 1 << 40, 1 << 30, &mut to, MigrateMode::Sync).unwrap();
     assert_eq!((none.pages.migrated, none.absent), (0, 1 << 18));
-    drop(to);
     world.mm.unpin(pinned);
     world.end([space]);
 }
@@ -120,7 +116,6 @@ fn a_range_without_memory_for_destinations_stays() {
     let done = world.mm.migrate_range(&space, at, 8 * PAGE_SIZE, &mut to, MigrateMode::Async);
     let done = done.unwrap();
     assert_eq!((done.pages.migrated, done.pages.failed()), (0, 8), "{done:?}");
-    drop(to);
     for page in 0..8 {
         assert_eq!(world.load(&space, at + page * PAGE_SIZE), Ok(page));
     }
