@@ -59,6 +59,7 @@ scenarios! {
     compaction_test "compaction_test"
     isolate_race "isolate-race"
     xarray "xarray"
+    zsmalloc_migrate "zsmalloc-migrate"
     come_to_life "come-to-life"
     exp_e2 "exp-e2"
     exp_e5 "exp-e5"

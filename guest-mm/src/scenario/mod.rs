@@ -37,6 +37,7 @@ mod split;
 mod split_huge_page;
 mod swap;
 pub mod xarray;
+mod zsmalloc_migrate;
 
 use core::fmt;
 
@@ -101,6 +102,8 @@ pub enum Name {
     IsolateRace,
     /// Linux's XArray test.
     XArray,
+    /// Pages of compressed objects move.
+    ZsmallocMigrate,
     /// Memory comes to life.
     ComeToLife,
     /// Experiment E2: PFN arrays or linked lists.
@@ -160,6 +163,7 @@ impl Name {
         Self::CompactionTest,
         Self::IsolateRace,
         Self::XArray,
+        Self::ZsmallocMigrate,
         Self::ComeToLife,
         Self::ExpE2,
         Self::ExpE5,
@@ -206,6 +210,7 @@ impl Name {
             }
             Self::IsolateRace => ("isolate-race", "pages are isolated, moved, freed by all CPUs"),
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
+            Self::ZsmallocMigrate => ("zsmalloc-migrate", "compressed objects whose pages move"),
             Self::ComeToLife => {
                 ("come-to-life", "memory is added when nothing is free, and goes again")
             }
@@ -382,6 +387,7 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         Name::CompactionTest => compaction_test::run(ctx),
         Name::IsolateRace => isolate_race::run(ctx),
         Name::XArray => xarray::run(ctx),
+        Name::ZsmallocMigrate => zsmalloc_migrate::run(ctx),
         Name::ComeToLife => come_to_life::run(ctx),
         Name::ExpE2 => bench::batch_walk::run(ctx),
         Name::ExpE5 => bench::isolation::run(ctx),

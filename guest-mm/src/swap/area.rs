@@ -183,6 +183,11 @@ impl<'m, P: Platform> Mm<'m, P> {
         }
     }
 
+    /// Runs `act` on the device that is on, for measurements of it: a slot in use is its users'.
+    pub fn with_swap_device<R>(&self, act: impl FnOnce(&dyn SwapDevice) -> R) -> Option<R> {
+        self.with_area(|area| act(area.device()))
+    }
+
     /// Runs `act` on the area that is on, in a read section.
     pub(super) fn with_area<R>(&self, act: impl FnOnce(&SwapArea<'m, P>) -> R) -> Option<R> {
         let _section = self.base().rcu.read(self.platform().cpu());

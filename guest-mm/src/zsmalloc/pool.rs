@@ -9,12 +9,12 @@ use super::error::ZsError;
 use super::lists::Lists;
 use super::stats::{Counters, ZsEvent};
 use super::table::HandleTable;
-use super::zspage::{Body, Contents, Zspage};
+use super::zspage::{Body, Contents, Zspage, zpdesc_of};
 use crate::buddy::Gfp;
 use crate::memdesc::{BlockKind, Order};
 use crate::memory::{AllocError, FrozenFrames};
 use crate::mm::Base;
-use crate::objects::{DescribeError, Described, ZpDesc};
+use crate::objects::{DescribeError, Described, Freed, ZpDesc};
 use crate::platform::Platform;
 use crate::sync::shim::Ordering;
 use crate::sync::{LockClass, SpinGuard, SpinLock};
@@ -178,11 +178,13 @@ impl<'m, P: Platform> PoolState<'m, P> {
     pub(super) fn kill(&self, body: &mut Body) {
         let body = core::mem::replace(body, Body::EMPTY);
         for &frame in body.frames() {
-            let Ok(page) = self.base.claim_object::<ZpDesc>(frame) else {
+            // SAFETY: a page of the zspage, whose lock is held.
+            let descriptor = unsafe { zpdesc_of::<P>(&self.base.memory, frame) };
+            let freed = descriptor.map(|page| self.base.free_object(frame, page));
+            debug_assert!(matches!(freed, Some(Ok(_))), "a page of ours: {freed:?}");
+            if let Some(Ok(Freed::ByMigration)) = freed {
                 self.counters.count(ZsEvent::DeferredPage);
-                continue;
-            };
-            self.undo_page(page);
+            }
         }
         self.counters.pages.fetch_sub(body.frames().len() as u64, Ordering::Relaxed);
     }
@@ -199,4 +201,15 @@ impl<'m, P: Platform> PoolState<'m, P> {
     fn address(&self) -> u64 {
         core::ptr::from_ref(self).expose_provenance() as u64
     }
+}
+
+/// The pool at `address`.
+///
+/// # Safety
+/// A zspage with pages names it, whose lock is held for `'a`.
+pub(super) unsafe fn pool_at<'a, P: Platform>(address: u64) -> &'a PoolState<'a, P> {
+    let address = usize::try_from(address).unwrap_or(0);
+    let pool = core::ptr::with_exposed_provenance::<PoolState<'a, P>>(address);
+    // SAFETY: the caller's promise: a pool is freed after its last zspage.
+    unsafe { &*pool }
 }

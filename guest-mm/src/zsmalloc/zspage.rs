@@ -129,6 +129,12 @@ impl Body {
         &self.frames[..self.pages]
     }
 
+    /// Puts `new` where `old` was. Whether it was there.
+    pub(super) fn replace(&mut self, old: Pfn, new: Pfn) -> bool {
+        let found = self.frames[..self.pages].iter_mut().find(|frame| **frame == old);
+        found.map(|frame| *frame = new).is_some()
+    }
+
     /// Objects that were ever used.
     pub(super) const fn fresh(&self) -> u32 {
         self.fresh

@@ -10,7 +10,8 @@ use crate::buddy::Gfp;
 use crate::errno::Errno;
 use crate::fault::{FaultAccess, FaultError};
 use crate::folio::{FolioFlags, FolioKind};
-use crate::memdesc::Order;
+use crate::memdesc::{Order, Tag};
+use crate::migrate::{Allocated, MigrateBatch, MigrateMode};
 use crate::reclaim::{Attempts, LruList, OomNotifier, OutOfMemory, Shrinker};
 use crate::testing::set_cpu;
 
@@ -31,6 +32,46 @@ fn what_does_not_fit_goes_to_swap_and_comes_back_as_it_was() {
     world.exit(process);
     assert_eq!(world.mm.swap_stats().free_slots, 400);
     world.end();
+}
+
+/// Compressed swap takes memory while memory is short, and its pages move meanwhile.
+#[test]
+fn what_does_not_fit_is_compressed_and_comes_back_while_its_pages_move() {
+    let world = World::new(1024);
+    world.mm.swapon_zram(1200).unwrap();
+    let process = world.process();
+    let start = world.map(&process, 1400);
+    for salt in [1, 2, 3] {
+        world.fill(&process, start, 1400, salt).unwrap();
+        world.check();
+        assert!(move_compressed_pages(&world) > 0);
+        world.check();
+        world.verify(&process, start, 1400, salt);
+    }
+    let (swap, zram) = (world.mm.swap_stats(), world.mm.zram_stats().unwrap());
+    assert!(swap.pages_out > 1000 && swap.pages_in > 1000, "{swap:?}");
+    assert!(zram.pages > 400 && zram.memory_bytes < zram.original_bytes / 4, "{zram:?}");
+    assert_eq!((world.mm.reclaim_stats().killed, zram.failed_reads), (0, 0));
+    world.exit(process);
+    assert_eq!(world.mm.zram_stats().unwrap().pages, 0);
+    world.end();
+}
+
+/// Migrates every page of the compressed device. Returns how many moved.
+fn move_compressed_pages(world: &World) -> u64 {
+    let memory = world.mm.memory();
+    let mut moved = 0;
+    let regions = memory.words().regions();
+    for pfn in regions.flat_map(|region| region.range().iter().collect::<Vec<_>>()) {
+        if memory.words().load(pfn).is_ok_and(|word| word.tag() == Tag::ZpDesc) {
+            let mut batch: MigrateBatch<'_, '_, _> = MigrateBatch::new(&world.mm);
+            world.mm.isolate_for_migration(pfn, &mut batch).unwrap();
+            let mut places = Allocated::new(memory);
+            moved +=
+                world.mm.migrate_pages(&mut batch, &mut places, MigrateMode::SyncLight).migrated;
+        }
+    }
+    moved
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Pools on the host.
 
 mod failures;
+mod migration;
 mod model;
 
 use abi::PageCount;
