@@ -214,10 +214,14 @@ pub(super) struct DemoOptions {
 pub(super) enum BenchCommand {
     /// The guest's memory manager: page descriptors, allocators, faults
     Mm(BenchMmOptions),
+    /// E2 and E5: batches as arrays or lists; isolation by a swap or by lock and count
+    Migrate(ExperimentOptions),
     /// E3: the balloon's PFN stores: bytes, times, and what fails when memory is short
     Stores(ExperimentOptions),
     /// E10: memory that comes to life when little or nothing is free
     Hotplug(ExperimentOptions),
+    /// E9: huge pages among ballooned pages, movable and pinned
+    Compaction(ExperimentOptions),
     /// What is no measurement
     #[command(external_subcommand)]
     Unknown(Vec<String>),

@@ -73,8 +73,51 @@ pub(super) const HOTPLUG: Catalogued = Catalogued {
     }],
 };
 
+/// E2 and E5.
+pub(super) const MIGRATE: Catalogued = Catalogued {
+    name: "migrate",
+    parts: &[
+        Part {
+            id: "e2",
+            title: "pages that migrate, in arrays of frame numbers and on lists",
+            scenario: "exp-e2",
+            run: &[],
+            inflate: &[],
+            memory: 512 * MIB,
+            vcpus: &[1],
+            rounds: 20,
+        },
+        Part {
+            id: "e5",
+            title: "isolation by one swap of the word, and by lock, reference and list",
+            scenario: "exp-e5",
+            run: &[],
+            inflate: &[],
+            memory: 256 * MIB,
+            vcpus: &[1, 2, 4],
+            rounds: 12,
+        },
+    ],
+};
+
+/// E9.
+pub(super) const COMPACTION: Catalogued = Catalogued {
+    name: "compaction",
+    parts: &[Part {
+        id: "e9",
+        title: "huge pages among ballooned pages, movable and pinned",
+        scenario: "exp-e9",
+        // Page by page: blocks of the largest order would leave nothing to compact.
+        run: &["--cmdline", "balloon.order=0"],
+        inflate: &[50, 80, 95],
+        memory: 512 * MIB,
+        vcpus: &[1],
+        rounds: 5,
+    }],
+};
+
 /// All of them.
-const ALL: &[&Catalogued] = &[&STORES, &HOTPLUG];
+const ALL: &[&Catalogued] = &[&MIGRATE, &STORES, &COMPACTION, &HOTPLUG];
 
 /// Their commands.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {

@@ -26,8 +26,10 @@ use super::failure::Failure;
 pub(super) fn bench(command: &BenchCommand) -> Result<u8, Failure> {
     match command {
         BenchCommand::Mm(options) => mm::mm(options),
+        BenchCommand::Migrate(options) => experiment::run(&catalogue::MIGRATE, options),
         BenchCommand::Stores(options) => experiment::run(&catalogue::STORES, options),
         BenchCommand::Hotplug(options) => experiment::run(&catalogue::HOTPLUG, options),
+        BenchCommand::Compaction(options) => experiment::run(&catalogue::COMPACTION, options),
         BenchCommand::Unknown(words) => {
             let name = words.first().map_or("", String::as_str);
             let known: Vec<&str> = catalogue::names().collect();
