@@ -19,8 +19,10 @@ use super::sample::{End, Line, Observed, Param, Sample};
 const STOP_TIME: Duration = Duration::from_secs(5);
 /// How long an inflation may take, in milliseconds.
 const INFLATE_MS: u64 = 120_000;
-/// Last remarks that an error repeats.
+/// Remarks that an error repeats at most.
 const REMARKS: usize = 5;
+/// How remarks begin that say why a scenario failed.
+const REASONS: [&str; 4] = ["FAILED: ", "LEAK: ", "DISCREPANCY: ", "not ok "];
 
 /// What a run is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -139,7 +141,14 @@ impl Collected {
         let Self { samples, end, remarks, exit } = self;
         let (scenario, count) = (part.scenario, samples.len());
         let fail = |why: String| {
-            let last = remarks[remarks.len().saturating_sub(REMARKS)..].join("; ");
+            // What says why, else what came last.
+            let is_reason = |line: &&String| REASONS.iter().any(|reason| line.starts_with(*reason));
+            let reasons: Vec<&String> = remarks.iter().filter(is_reason).take(REMARKS).collect();
+            let last = if reasons.is_empty() {
+                remarks[remarks.len().saturating_sub(REMARKS)..].join("; ")
+            } else {
+                reasons.into_iter().map(String::as_str).collect::<Vec<_>>().join("; ")
+            };
             let last = if last.is_empty() { last } else { format!(": {last}") };
             Err(Failure::other(format!("{scenario}, seed {seed}, {why}{last}")))
         };
@@ -207,7 +216,12 @@ mod tests {
             (&[SAMPLE, &foreign, END], Some((0, 0)), "seed 8"),
             (&[&none], Some((0, 0)), "no samples"),
             (&[SAMPLE, SAMPLE, END], Some((0, 3)), "lost 3 lines"),
-            (&["FAILED: x", SAMPLE, SAMPLE, END], Some((1, 0)), "exit code 1: FAILED: x"),
+            (
+                &["FAILED: x", SAMPLE, SAMPLE, END, "9 pages"],
+                Some((1, 0)),
+                "exit code 1: FAILED: x",
+            ),
+            (&["9 pages"], Some((2, 0)), "exit code 2: 9 pages"),
             (&[SAMPLE, SAMPLE, END], None, "ended with the VM"),
         ] {
             let failure = finish(lines, exit).unwrap_err();
