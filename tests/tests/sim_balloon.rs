@@ -125,7 +125,7 @@ fn ballooned_pages_migrate_against_inflation_deflation_and_out_of_memory() {
             sum(|o| o.driver.kept_pages),
             sum(|o| o.driver.migrate_rounds),
         );
-        assert!(sum(|o| o.driver.migrated_pages) > 1000);
+        assert!(sum(|o| o.driver.migrated_pages) > 100);
         assert!(sum(|o| o.driver.released_pages) > 0);
         assert!(sum(|o| o.driver.kept_pages) > 0);
         assert!(sum(|o| o.driver.oom_pages) > 0);
