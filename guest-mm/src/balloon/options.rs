@@ -79,8 +79,17 @@ pub struct BalloonStatus {
     pub inflating: PageCount,
     /// Pages on their way back.
     pub deflating: PageCount,
+    /// Whether an allocation that has nothing else may have its pages.
+    pub deflates_on_oom: bool,
     /// What happened so far.
     pub counters: BalloonCounters,
+}
+
+impl BalloonStatus {
+    /// Pages that the guest does not have because of the balloon.
+    pub const fn pages(&self) -> PageCount {
+        self.actual.saturating_add(self.inflating).saturating_add(self.deflating)
+    }
 }
 
 /// What happened so far. Times are the driver's own work, without the device's.

@@ -15,7 +15,7 @@ use crate::mm::Mm;
 use crate::space::MmapArgs;
 
 /// Pages that are left to play with, about, above what stays free on a machine of this size.
-const LEFT: u64 = 2048;
+pub(super) const LEFT: u64 = 2048;
 /// Slots of the device of the case with swap.
 const SLOTS: u32 = 256;
 /// Pages of the process that shall live.
@@ -49,7 +49,7 @@ pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
 }
 
 /// Free pages that a program can have: those above the *min* watermark, which grows with the machine.
-fn usable_pages<M: Machine>(mm: &Mm<'_, M>) -> u64 {
+pub(super) fn usable_pages<M: Machine>(mm: &Mm<'_, M>) -> u64 {
     let memory = mm.memory();
     memory.free_pages().get().saturating_sub(memory.watermarks().min)
 }

@@ -3,6 +3,7 @@
 //! Behind the feature `testing`, which needs std. Other packages enable it in
 //! their dev-dependencies.
 
+pub mod balloon;
 mod faults;
 pub mod mmu;
 mod spare;
