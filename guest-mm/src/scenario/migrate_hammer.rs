@@ -33,7 +33,7 @@ pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
 }
 
 fn hammer<M: Machine>(ctx: &mut Ctx<'_, '_, M>, has_balloon: bool) -> Outcome {
-    let (mm, users, rounds, seed) = (ctx.mm, ctx.cpus(), ctx.rounds(8), ctx.args.seed);
+    let (mm, users, rounds, seed) = (ctx.mm, ctx.cpus(), ctx.rounds(3), ctx.args.seed);
     let process = Process::new(mm)?;
     let start = process.mmap(MmapArgs::anonymous(users as u64 * BYTES))?;
     let before = ctx.balloon().map_or(0, |status| status.counters.migrated_pages);
@@ -77,7 +77,9 @@ fn use_pages<M: Machine>(
                 *tag = rng.next();
                 write(process, at, *tag)?;
             }
-            mover.step();
+            if page.is_multiple_of(4) {
+                mover.step();
+            }
         }
     }
     Ok(())
