@@ -5,7 +5,7 @@ use core::fmt;
 use abi::{PageCount, Pfn, PfnRange};
 
 use crate::compaction::ScanRules;
-use crate::memdesc::{MigrateType, Order};
+use crate::memdesc::Order;
 use crate::memory::{FrozenFrames, Memory};
 use crate::migrate::{Destinations, MigrateBatch, MigrateMode};
 use crate::platform::Platform;
@@ -58,8 +58,9 @@ impl<P: Platform> Destinations for RandomFree<'_, P> {
         (0..TRIES).find_map(|_| {
             let offset = PageCount::new(self.rng.below(pages));
             let pfn = self.span.start().checked_add(offset)?;
-            let is_movable = self.memory.map().pageblocks.get(pfn) == MigrateType::Movable;
-            is_movable.then(|| self.memory.take_free_page(pfn)).flatten()
+            // Of whatever type, or what the first arm finds whole the second one does not.
+            let is_ordinary = self.memory.map().pageblocks.get(pfn).is_mergeable();
+            is_ordinary.then(|| self.memory.take_free_page(pfn)).flatten()
         })
     }
 
