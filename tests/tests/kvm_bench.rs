@@ -15,8 +15,12 @@ use system_tests::kvm::kvm_or_skip;
 use system_tests::vm::{child_of, scaled};
 
 /// The experiments' commands, and what their guests' scenarios call them.
-const COMMANDS: &[(&str, &[&str])] =
-    &[("migrate", &["e2", "e5"]), ("stores", &["e3"]), ("compaction", &["e9"]), ("hotplug", &["e10"])];
+const COMMANDS: &[(&str, &[&str])] = &[
+    ("migrate", &["e2", "e5"]),
+    ("stores", &["e3"]),
+    ("compaction", &["e9"]),
+    ("hotplug", &["e10"]),
+];
 
 fn bench(name: &str, temporary: &Path, more: &[&str]) -> Command {
     let mut command = aerostat();

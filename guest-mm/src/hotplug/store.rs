@@ -49,12 +49,21 @@ impl<'b> OfflineBits<'b> {
 
     /// Notes that the frames of `range` are offline, or that they are alive.
     pub(super) fn set(self, range: PfnRange, is_offline: bool) {
-        for (word, bit) in range.iter().filter_map(|pfn| self.at(pfn)) {
+        let Some(range) = self.range.intersection(range) else { return };
+        let base = self.range.start().number();
+        let (first, end) = (range.start().number() - base, range.end().number() - base);
+        let words = (0..).map(|word: u64| word * BITS).zip(self.bits);
+        for (start, word) in words.skip_while(|(start, _)| start + BITS <= first) {
+            if start >= end {
+                break;
+            }
+            let below = |bit: u64| if bit < BITS { (1 << bit) - 1 } else { u64::MAX };
+            let mask = below(end - start) & !below(first.saturating_sub(start));
             // Relaxed: as above.
             if is_offline {
-                word.fetch_or(bit, Ordering::Relaxed);
+                word.fetch_or(mask, Ordering::Relaxed);
             } else {
-                word.fetch_and(!bit, Ordering::Relaxed);
+                word.fetch_and(!mask, Ordering::Relaxed);
             }
         }
     }
@@ -64,5 +73,36 @@ impl<'b> OfflineBits<'b> {
         let ones =
             self.bits.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()));
         PageCount::new(ones.sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::range;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn bits_are_those_of_a_naive_set(
+            changes in prop::collection::vec((0u64..1024, 0u64..300, any::<bool>()), 0..40)
+        ) {
+            let words: Vec<_> = (0..16).map(|_| AtomicU64::new(0)).collect();
+            // SAFETY: 16 words for 1024 frames, alive to the end of the test.
+            let bits = unsafe { OfflineBits::new(range(4096, 1024), NonNull::from(&words[0])) };
+            let mut naive = [false; 1024];
+            for (start, len, is_offline) in changes {
+                let len = len.min(1024 - start);
+                bits.set(range(4096 + start, len), is_offline);
+                for frame in start..start + len {
+                    naive[usize::try_from(frame).unwrap()] = is_offline;
+                }
+                for (frame, expected) in (4096..).zip(naive) {
+                    prop_assert_eq!(bits.contains(Pfn::new(frame).unwrap()), expected);
+                }
+                let count = naive.iter().filter(|bit| **bit).count() as u64;
+                prop_assert_eq!(bits.pages().get(), count);
+            }
+        }
     }
 }
