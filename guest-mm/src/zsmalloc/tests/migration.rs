@@ -202,7 +202,6 @@ fn whichever_step_of_a_migration_fails_pages_and_objects_stay() {
                 }
                 let mut places = Allocated::new(mm.memory());
                 let stats = mm.migrate_pages(&mut batch, &mut places, MigrateMode::Async);
-                drop(places);
                 mm.platform().faults().fail_nth(site, 0);
                 assert!(stats.migrated + stats.failed() >= pages - 1, "{site:?} {nth}: {stats:?}");
                 assert_eq!(mm.isolated_blocks(), 0);
