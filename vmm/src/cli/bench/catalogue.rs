@@ -112,7 +112,7 @@ pub(super) const COMPACTION: Catalogued = Catalogued {
         inflate: &[50, 80, 95],
         memory: 512 * MIB,
         vcpus: &[1],
-        rounds: 3,
+        rounds: 1,
     }],
 };
 

@@ -1,5 +1,6 @@
 //! Runs the experiments of a command and says what was observed.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use guest_ram::BackingKind;
@@ -21,13 +22,16 @@ use crate::exit_code;
 use crate::kvm::Host;
 use crate::vm::StartError;
 
+/// The VMs, by experiment.
+type Vms = BTreeMap<&'static str, VmFacts>;
+
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     command: &'a str,
     host: &'a HostFacts,
-    #[serde(flatten)]
-    vm: &'a VmFacts,
+    /// By experiment: their VMs differ.
+    vms: &'a Vms,
     seeds: u64,
     /// In thousandths of their units.
     metrics: &'a [Metric],
@@ -43,30 +47,29 @@ pub(super) fn run(catalogued: &Catalogued, options: &ExperimentOptions) -> Resul
     }
     let host = HostFacts::before();
     let mut observed = Vec::new();
-    let mut facts = None;
+    let mut vms = BTreeMap::new();
     for part in catalogued.parts {
         for &vcpus in options.vcpus_or(part.vcpus) {
             for seed in 1..=u64::from(options.seeds) {
                 for inflate in part.inflations() {
                     let (vm, samples) = run_one(part, options, vcpus, seed, inflate)?;
                     observed.extend(samples);
-                    facts = Some(vm);
+                    vms.insert(part.id, vm);
                 }
             }
         }
     }
-    let Some(vm) = facts else { return Err(Failure::other("There was nothing to run")) };
     let host = host.after();
     let metrics = summarise(&observed);
     if let Some(directory) = &options.out {
-        let text = markdown(catalogued, options, &host, &vm, &metrics);
+        let text = markdown(catalogued, options, &host, &vms, &metrics);
         files::write(directory, &observed, &text, &metrics)?;
     }
     if options.json {
         let (command, seeds) = (catalogued.name, options.seeds.into());
-        output::json(&Report { command, host: &host, vm: &vm, seeds, metrics: &metrics })?;
+        output::json(&Report { command, host: &host, vms: &vms, seeds, metrics: &metrics })?;
     } else {
-        print(catalogued, &host, &vm, &metrics)?;
+        print(catalogued, &host, &vms, &metrics)?;
     }
     Ok(exit_code::SUCCESS)
 }
@@ -88,12 +91,13 @@ fn run_one(
 }
 
 /// Where and how it was measured, one line each.
-fn circumstances(host: &HostFacts, vm: &VmFacts) -> Vec<String> {
-    let mut lines = vec![
-        format!("Host: {host}"),
-        format!("VM: {vm}; vCPUs bound to CPUs, host memory populated before"),
-    ];
-    if vm.kvm == "software" {
+fn circumstances(host: &HostFacts, vms: &Vms) -> Vec<String> {
+    let mut lines = vec![format!("Host: {host}")];
+    for (id, vm) in vms {
+        let id = id.to_uppercase();
+        lines.push(format!("{id}: {vm}; vCPUs bound to CPUs, host memory populated before"));
+    }
+    if vms.values().any(|vm| vm.kvm == "software") {
         lines.push(
             "Ring 0 is interpreted here: what enters it (page faults, flushes, masking) takes longer.".into(),
         );
@@ -108,10 +112,10 @@ fn title(part: &Part) -> String {
 fn print(
     catalogued: &Catalogued,
     host: &HostFacts,
-    vm: &VmFacts,
+    vms: &Vms,
     metrics: &[Metric],
 ) -> Result<(), Failure> {
-    circumstances(host, vm).into_iter().try_for_each(output::line)?;
+    circumstances(host, vms).into_iter().try_for_each(output::line)?;
     for part in catalogued.parts {
         output::line(format!("\n{}", title(part)))?;
         for metric in metrics.iter().filter(|metric| metric.experiment == part.id) {
@@ -127,11 +131,11 @@ fn markdown(
     catalogued: &Catalogued,
     options: &ExperimentOptions,
     host: &HostFacts,
-    vm: &VmFacts,
+    vms: &Vms,
     metrics: &[Metric],
 ) -> String {
     let mut text = format!("`aerostat bench {}{}`\n\n", catalogued.name, options.as_given());
-    for line in circumstances(host, vm) {
+    for line in circumstances(host, vms) {
         writeln!(text, "* {line}").ok();
     }
     for part in catalogued.parts {
