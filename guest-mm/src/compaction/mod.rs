@@ -5,7 +5,7 @@
 //! complete. All that it knows of a page is its word. Design, invariants and
 //! failure cases: `docs/compaction.md`.
 //!
-//! * [`Mm::compact`] for whoever needs a block; allocations that may wait come here by themselves.
+//! * [`Mm::alloc_by_compaction`] for whoever needs a block; allocations that may wait come here by themselves.
 //! * [`Mm::kcompactd_poll`] before it is needed.
 //! * [`Mm::alloc_contig_range`], [`Mm::alloc_contig_pages`]: a run of any length.
 //!
@@ -14,7 +14,7 @@
 //! the zone lock, one pageblock at a time. Nothing here allocates but
 //! destinations outside of a range, which neither reclaim nor compact.
 //!
-//! [`Mm::compact`]: crate::mm::Mm::compact
+//! [`Mm::alloc_by_compaction`]: crate::mm::Mm::alloc_by_compaction
 //! [`Mm::kcompactd_poll`]: crate::mm::Mm::kcompactd_poll
 //! [`Mm::alloc_contig_range`]: crate::mm::Mm::alloc_contig_range
 //! [`Mm::alloc_contig_pages`]: crate::mm::Mm::alloc_contig_pages

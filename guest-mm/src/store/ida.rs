@@ -37,7 +37,7 @@ const LEAF_FRAMES: usize = 1 << MAX_BLOCK_ORDER;
 /// Words of each of its planes.
 const LEAF_WORDS: usize = LEAF_FRAMES / 64;
 
-/// Two bits for each of 1024 frames ([`Planes`]).
+/// Two bits for each of 1024 frames (`Planes`).
 #[derive(Debug)]
 #[repr(C)]
 pub struct Leaf {
