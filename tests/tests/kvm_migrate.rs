@@ -31,6 +31,7 @@ fn moved_balloon_stays_freed(backing: &str, order: &str) {
     assert!(full - before.min(full) >= half / 100 * 95, "{full} B, then {before} B");
 
     let lines = vm.exec_ok("balloon-migrate", &[]);
+    println!("{backing}, order {order}: {:?}", vm.exec_ok("balloon", &[]).last());
     let moved = number_before(&lines, "pages moved out of") * 4096;
     assert!(moved >= half / 100 * 90, "{moved} B of {half} moved: {lines:#?}");
     // Whatever else the scenario did, it gave back: what it touched may be resident now.

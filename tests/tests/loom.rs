@@ -18,6 +18,7 @@ const MODELS: &[(&[&str], usize)] = &[
     (&["--package", "guest-mm", "--release", "--test", "loom_folio"], 14),
     (&["--package", "guest-mm", "--release", "--test", "loom_sleeper"], 3),
     (&["--package", "guest-mm", "--release", "--test", "loom_migrate"], 8),
+    (&["--package", "guest-mm", "--release", "--test", "loom_balloon"], 4),
     (&["--package", "devices", "--lib", "loom"], 3),
 ];
 
