@@ -104,8 +104,7 @@ impl WordTable {
     /// The frame is not in RAM.
     #[inline]
     pub fn cell(&self, pfn: Pfn) -> Result<&WordCell, OutOfMap> {
-        for region in &self.regions {
-            let Some(region) = region else { break };
+        for region in self.regions.iter().flatten() {
             if let Some(offset) =
                 region.range.contains(pfn).then(|| pfn.offset_from(region.range.start())).flatten()
             {
@@ -118,6 +117,13 @@ impl WordTable {
                 return Ok(unsafe { cell.as_ref() });
             }
         }
+        self.added_cell(pfn)
+    }
+
+    /// The cell of a frame that was not there at the start. Out of the way of those that were.
+    #[cold]
+    #[inline(never)]
+    fn added_cell(&self, pfn: Pfn) -> Result<&WordCell, OutOfMap> {
         self.sections.cell(pfn).ok_or(OutOfMap(pfn))
     }
 
