@@ -183,14 +183,14 @@ impl<'m, P: Platform> Mm<'m, P> {
     }
 
     fn isolate_leaf(&self, pfn: Pfn, batch: &mut MigrateBatch<'_, 'm, P>, next: VirtAddr) -> At {
-        if batch.is_full() {
-            return At::Full;
-        }
         // SAFETY: the leaf is in its table, which is locked.
         let head = unsafe { self.mapped_folio(pfn) }.map(crate::folio::Folio::pfn);
-        if batch.entries().last() == head.as_ref() {
-            // Another page of the same folio.
+        // Another page of a folio in the batch, which need not be the last: pages of others may lie between.
+        if head.is_some_and(|head| batch.entries().contains(&head)) {
             return At::Isolated(next);
+        }
+        if batch.is_full() {
+            return At::Full;
         }
         match self.isolate_for_migration(pfn, batch) {
             Ok(()) => At::Isolated(next),

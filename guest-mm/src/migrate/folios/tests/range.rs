@@ -4,9 +4,12 @@ use abi::{PAGE_SIZE, PageCount, Pfn, PfnRange};
 
 use crate::addr::{PMD_SIZE, USER_END};
 use crate::errno::Errno;
-use crate::migrate::{Allocated, FolioIsolateError, IsolateError, MigrateMode, MigrateRangeError};
+use crate::migrate::{
+    Allocated, BATCH, FolioIsolateError, IsolateError, MigrateMode, MigrateRangeError,
+};
 use crate::rmap::tests::world::{World, va};
 use crate::scenario::migration::pool::Pool;
+use crate::space::MmapArgs;
 
 #[test]
 fn a_range_goes_where_it_is_wanted_again_and_again() {
@@ -119,5 +122,37 @@ fn a_range_without_memory_for_destinations_stays() {
     for page in 0..8 {
         assert_eq!(world.load(&space, at + page * PAGE_SIZE), Ok(page));
     }
+    world.end([space]);
+}
+
+/// A page of another folio in between, or the end of a batch, and the folio was met again:
+/// each of its leaves was refused, or it moved twice.
+#[test]
+fn a_huge_page_in_pieces_moves_once_whatever_lies_between() {
+    let world = World::new(8192);
+    let space = world.space();
+    // In one batch: its last entry is the huge page.
+    let small = BATCH as u64 - 1;
+    let huge = world.map_huge(&space);
+    world.store(&space, huge, 1).unwrap();
+    world.mm.mprotect(&space, huge, PAGE_SIZE, crate::pgtable::PageProt::READ).unwrap();
+    let bytes = small * PAGE_SIZE;
+    let start = huge - bytes;
+    world.mm.mmap(&space, MmapArgs::anonymous(bytes).fixed(start)).unwrap();
+    for page in 0..small {
+        world.store(&space, start + page * PAGE_SIZE, page).unwrap();
+    }
+    let mut to = Allocated::new(world.mm.memory());
+    let mode = MigrateMode::Sync;
+    let done = world.mm.migrate_range(&space, start, bytes + PMD_SIZE, &mut to, mode).unwrap();
+    assert_eq!((done.pages.migrated, done.refused), (small + 512, 0), "{done:?}");
+    // With another folio's page in its middle.
+    let middle = huge + 7 * PAGE_SIZE;
+    world.zap(&space, middle, 1);
+    world.store(&space, middle, 7).unwrap();
+    let done = world.mm.migrate_range(&space, huge, PMD_SIZE, &mut to, mode).unwrap();
+    assert_eq!((done.pages.migrated, done.refused), (513, 0), "{done:?}");
+    assert_eq!(world.load(&space, middle), Ok(7));
+    world.assert_consistent();
     world.end([space]);
 }
