@@ -31,8 +31,6 @@ bitflags! {
         const SWAPBACKED = 1 << 7;
         /// In the swap cache; `private` is the slot.
         const SWAPCACHE = 1 << 8;
-        /// Off the LRU lists because it cannot be reclaimed (locked in memory).
-        const UNEVICTABLE = 1 << 9;
         /// A page of it is poisoned.
         const HWPOISON = 1 << 10;
         /// Waits on the deferred split queue.

@@ -30,8 +30,7 @@ const INHERITED: FolioFlags = FolioFlags::UPTODATE
     .union(FolioFlags::DIRTY)
     .union(FolioFlags::REFERENCED)
     .union(FolioFlags::ACTIVE)
-    .union(FolioFlags::SWAPBACKED)
-    .union(FolioFlags::UNEVICTABLE);
+    .union(FolioFlags::SWAPBACKED);
 
 /// Descriptors in a row, linked by their `private` field.
 struct Row<'m> {

@@ -64,7 +64,7 @@ pub enum FolioIsolateError {
     Device(Pfn),
     /// Somebody has it pinned.
     Pinned(Pfn),
-    /// It is on no LRU list: new, locked in memory, or somebody else has isolated it.
+    /// It is on no LRU list: new, or somebody else has isolated it.
     NotOnLru(Pfn),
 }
 

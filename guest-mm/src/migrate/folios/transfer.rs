@@ -56,7 +56,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// large folio's PMD leaves become migration leaves of the same size.
     ///
     /// # Errors
-    /// [`FailedTransfer`] with `Busy`: pinned, poisoned or locked in memory. `Again`:
+    /// [`FailedTransfer`] with `Busy`: pinned or poisoned. `Again`:
     /// locked (Async), or somebody else has a reference. `NoMemory`: the destination
     /// has another order. Leaves are back with all that they kept.
     pub fn transfer_folio(
@@ -255,8 +255,7 @@ impl<'m, P: Platform> Mm<'m, P> {
 /// guess unless the folio is locked, and for references also then: the freeze decides.
 /// Returns the references that are not leaves.
 fn check_alone(folio: &Folio) -> Result<u32, MigrateError> {
-    let is_bound = FolioFlags::HWPOISON | FolioFlags::UNEVICTABLE;
-    if folio.flags().intersects(is_bound) || folio.is_pinned() {
+    if folio.has(FolioFlags::HWPOISON) || folio.is_pinned() {
         return Err(MigrateError::Busy);
     }
     if folio.has(FolioFlags::WRITEBACK) {

@@ -9,6 +9,20 @@ use crate::migrate::{FolioIsolateError, MigrateError, MigrateMode};
 use crate::rmap::tests::world::World;
 use crate::space::MapFlags;
 
+/// Linux moves them too: what is locked in memory is there, wherever that is.
+#[test]
+fn a_page_that_is_locked_in_memory_moves() {
+    let world = World::new(4096);
+    let space = world.space();
+    let at = world.map(&space, 1);
+    world.mm.mlock(&space, at, PAGE_SIZE).unwrap();
+    world.store(&space, at, 5).unwrap();
+    let (from, to) = migrate(&world, &space, at).unwrap();
+    assert_ne!(from, to);
+    assert_eq!(world.load(&space, at), Ok(5));
+    world.end([space]);
+}
+
 #[test]
 fn a_page_moves_and_its_process_sees_the_same_bytes() {
     let world = World::new(4096);
