@@ -169,6 +169,9 @@ impl WaitKey {
     /// Set in keys of addresses, which are even; frame numbers are far smaller.
     const OBJECT: u64 = 1 << 63;
 
+    /// The first key, and how many there are.
+    pub const ALL: (Self, u64) = (Self(0), u64::MAX);
+
     /// That the page in frame `pfn` is there or elsewhere, and no longer on its way.
     pub const fn frame(pfn: Pfn) -> Self {
         Self(pfn.number() & !Self::OBJECT)

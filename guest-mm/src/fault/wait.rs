@@ -30,8 +30,7 @@ pub(super) enum Wait<'m> {
 }
 
 impl<'m, P: Platform> Mm<'m, P> {
-    /// Waits for `wait` to be over. Looks at the space now and then: a process that was chosen to be
-    /// killed waits no longer.
+    /// Waits for `wait` to be over, or for the process to be killed, which wakes its threads.
     pub(super) fn await_for_fault(
         &self,
         space: &AddressSpace<'m, P>,

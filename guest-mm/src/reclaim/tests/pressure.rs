@@ -1,6 +1,7 @@
 //! Programs that want more memory than there is.
 
 use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
 use std::vec::Vec;
 
 use abi::PAGE_SIZE;
@@ -13,6 +14,7 @@ use crate::folio::{FolioFlags, FolioKind};
 use crate::memdesc::{Order, Tag};
 use crate::migrate::{Allocated, MigrateBatch, MigrateMode};
 use crate::reclaim::{Attempts, LruList, OomNotifier, OutOfMemory, Shrinker};
+use crate::space::{MapFlags, MapSource, MmapArgs};
 use crate::testing::set_cpu;
 
 #[test]
@@ -155,6 +157,43 @@ fn a_fault_under_way_puts_nothing_into_a_process_that_is_killed() {
     assert_eq!((served, world.pte(&killer.0, next)), (Err(FaultError::Oom), None));
     taken.into_iter().for_each(|frames| world.mm.memory().free_frozen(frames));
     world.check();
+}
+
+/// A killed process's thread slept on until the folio's holder was done, who may be long about it.
+#[test]
+fn a_thread_that_sleeps_on_a_folio_wakes_when_its_process_is_killed() {
+    let world = World::new(512);
+    let process = world.process();
+    let file = world.mm.shmem_file(PAGE_SIZE).unwrap();
+    let source = MapSource { file: &file, offset: 0, readable: true, writable: true };
+    let args = MmapArgs::anonymous(PAGE_SIZE);
+    let args = MmapArgs { flags: MapFlags::SHARED, source: Some(source), ..args };
+    let start = world.mm.mmap(&process, args).unwrap().get();
+    world.load(&process, start).unwrap();
+    let folio = world.mm.find_get_folio(&file, 0).unwrap();
+    let waits = world.mm.platform().waits();
+    std::thread::scope(|scope| {
+        let locked = folio.lock(world.mm.platform());
+        let faulter = scope.spawn(|| {
+            set_cpu(1);
+            world.mm.handle_fault(&process, va(start), FaultAccess::Write)
+        });
+        while waits.sleeping() == 0 {
+            std::thread::yield_now();
+        }
+        world.mm.mark_dead(&process);
+        let is_awake = (0..2000).any(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            waits.sleeping() == 0
+        });
+        drop(locked);
+        assert_eq!(faulter.join().unwrap(), Err(FaultError::Oom));
+        assert!(is_awake, "it sleeps until the folio is unlocked");
+    });
+    world.mm.put(folio);
+    world.exit(process);
+    world.mm.file_put(file);
+    world.end();
 }
 
 #[test]
