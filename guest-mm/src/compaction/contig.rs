@@ -142,9 +142,9 @@ impl<'m, P: Platform> Mm<'m, P> {
         if !align.get().is_power_of_two() {
             return Err(ContigError::Alignment(align));
         }
-        for region in self.memory().words().regions() {
-            let region = region.range();
-            let mut next = region.start().number();
+        let mut next = 0;
+        while let Some(region) = self.region_from(next) {
+            next = next.max(region.start().number());
             while let Some(candidate) = candidate(region, next, pages, align) {
                 let blocked_at = match self.isolate_and_take(candidate, options) {
                     Ok(frames) => {
@@ -157,14 +157,24 @@ impl<'m, P: Platform> Mm<'m, P> {
                     }
                     Err(ContigError::Immovable(pfn, _) | ContigError::Busy(pfn)) => pfn.number(),
                     Err(ContigError::NoMemory(_)) => candidate.start().number(),
+                    // The region has gone meanwhile.
+                    Err(ContigError::OutOfMap(_)) => break,
                     Err(error) => return Err(error),
                 };
                 // Every range with that frame would fail.
                 next = blocked_at.max(candidate.start().number()) + 1;
             }
+            next = region.end().number();
         }
         self.count_compact(CompactEvent::ContigFail, 1);
         Err(ContigError::NoRange(pages))
+    }
+
+    /// The first region of RAM that begins at frame number `from` or above.
+    fn region_from(&self, from: u64) -> Option<PfnRange> {
+        let _section = self.read_pageblocks();
+        let regions = self.memory().words().regions().map(|region| region.range());
+        regions.filter(|region| region.start().number() >= from).min_by_key(|region| region.start())
     }
 
     fn isolate_and_take(
@@ -173,7 +183,10 @@ impl<'m, P: Platform> Mm<'m, P> {
         options: ContigOptions,
     ) -> Result<ContigFrames, ContigError> {
         self.refuse_immovable(range, options.pass)?;
-        let isolated = self.memory().isolate_range(range)?;
+        let isolated = {
+            let _section = self.read_pageblocks();
+            self.memory().isolate_range(range)?
+        };
         let taken = self.empty_and_take(&isolated, range, options);
         self.memory().unisolate_range(isolated);
         taken
@@ -185,7 +198,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         let mut at = range.start();
         while at < range.end() {
             // The words of a hot-plugged block go with it.
-            let _section = self.base().rcu.read(self.platform().cpu());
+            let _section = self.read_pageblocks();
             let passed = words.load(at).ok().and_then(|word| pass.over(word)).map(Order::pages);
             let (found, pages) = look(words, at, range.end());
             match found {
@@ -255,6 +268,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// First frame of the block without a descriptor that holds `pfn`, if it begins
     /// before: an offline block may reach into the range. A folio is found by any of its frames.
     fn start_of_block(&self, pfn: Pfn) -> Pfn {
+        let _section = self.read_pageblocks();
         let word = self.memory().words().load(pfn);
         if word.is_ok_and(|word| word == crate::memdesc::Memdesc::Tail(Tail::of(pfn)).encode()) {
             return self.memory().words().head_of(pfn).map_or(pfn, |(head, _)| head);

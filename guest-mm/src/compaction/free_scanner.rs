@@ -7,7 +7,9 @@ use abi::{Pfn, PfnRange};
 use crate::memdesc::{MigrateType, Order};
 use crate::memory::{FreeWant, FrozenFrames, Memory};
 use crate::migrate::Destinations;
+use crate::mm::Base;
 use crate::platform::Platform;
+use crate::rcu::ReadGuard;
 
 /// Blocks that the scanner holds at most.
 const HELD: usize = 32;
@@ -21,6 +23,7 @@ const LARGEST: Order = Order::saturating(5);
 /// Goes down by pageblocks until it meets the migrate scanner. In each it goes up, as
 /// the allocator's blocks do. What it holds when it is dropped is freed.
 pub(super) struct FreeScanner<'a, P: Platform> {
+    base: &'a Base<P>,
     memory: &'a Memory<P>,
     /// First frame of the pageblock that it is in, or where it ended.
     block: Pfn,
@@ -60,10 +63,11 @@ pub(super) struct FreeOutcome {
 
 impl<'a, P: Platform> FreeScanner<'a, P> {
     /// A scanner that begins in the pageblock of `from`, which is below the end of `zone`.
-    pub(super) fn new(memory: &'a Memory<P>, zone: PfnRange, from: Pfn, rules: FreeRules) -> Self {
+    pub(super) fn new(base: &'a Base<P>, zone: PfnRange, from: Pfn, rules: FreeRules) -> Self {
         let block = from.align_down(Order::PAGEBLOCK.get());
         Self {
-            memory,
+            base,
+            memory: &base.memory,
             block,
             at: block,
             limit: zone.start(),
@@ -147,12 +151,19 @@ impl<'a, P: Platform> FreeScanner<'a, P> {
         self.has_taken |= scan.taken > 0;
         self.at = scan.stopped_at;
         if self.at >= self.block_end() && began_at_start && !self.has_taken && !scan.starved {
+            let _section = self.read();
             self.memory.map().pageblocks.set_skipped(self.block);
         }
         true
     }
 
+    /// What is kept of a hot-plugged pageblock goes with it.
+    fn read(&self) -> ReadGuard<'a> {
+        self.base.rcu.read(self.memory.platform().cpu())
+    }
+
     fn is_target(&mut self) -> bool {
+        let _section = self.read();
         let pageblocks = &self.memory.map().pageblocks;
         let is_target = pageblocks.get(self.block) == MigrateType::Movable
             && (self.rules.ignore_skips || !pageblocks.is_skipped(self.block));

@@ -162,7 +162,7 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
             (state.cached, forget)
         });
         if forget {
-            mm.memory().map().pageblocks.forget_skips();
+            mm.forget_skips();
         }
         let inside =
             |pfn: Option<Pfn>| pfn.filter(|&pfn| span.contains(pfn) && !request.whole_zone);
@@ -173,7 +173,7 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
             mm,
             request,
             span,
-            free: FreeScanner::new(mm.memory(), span, free, rules),
+            free: FreeScanner::new(mm.base(), span, free, rules),
             migrate,
             is_whole: migrate == span.start(),
             in_block: 0,
@@ -213,6 +213,7 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
         let start = self.migrate.align_down(Order::PAGEBLOCK.get());
         let end = start.checked_add(Order::PAGEBLOCK.pages()).unwrap_or(self.span.end());
         let end = end.min(self.span.end());
+        let _section = self.mm.read_pageblocks();
         let is_skipped = !self.request.ignore_skips
             && self.migrate == start
             && self.mm.memory().map().pageblocks.is_skipped(start);
@@ -234,6 +235,7 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
         self.migrate = scan.at;
         let is_done = scan.at >= rest.end();
         if is_done && self.in_block == 0 {
+            let _section = self.mm.read_pageblocks();
             self.mm.memory().map().pageblocks.set_skipped(rest.start());
         }
         if batch.is_empty() {

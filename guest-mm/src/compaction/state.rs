@@ -9,6 +9,7 @@ use crate::memdesc::Order;
 use crate::migrate::MigrateMode;
 use crate::mm::Mm;
 use crate::platform::Platform;
+use crate::rcu::ReadGuard;
 use crate::sync::{LockClass, SpinLock};
 
 /// Requests put off at most: 2^6 (Linux `COMPACT_MAX_DEFER_SHIFT`).
@@ -151,14 +152,28 @@ impl<P: Platform> Mm<'_, P> {
             state.flush_skips = false;
             state.deferral = Deferral::NONE;
         });
+        self.forget_skips();
+    }
+
+    /// Forgets in which pageblocks scans found nothing.
+    pub(super) fn forget_skips(&self) {
+        let _section = self.read_pageblocks();
         self.memory().map().pageblocks.forget_skips();
+    }
+
+    /// A section in which regions and pageblocks may be looked at: what is kept of hot-plugged
+    /// memory goes with it.
+    pub(super) fn read_pageblocks(&self) -> ReadGuard<'_> {
+        self.base().rcu.read(self.platform().cpu())
     }
 
     /// From the first frame of RAM to the last, gaps included.
     pub(crate) fn zone_span(&self) -> PfnRange {
+        let _section = self.read_pageblocks();
         let words = self.memory().words();
         let first = words.regions().next().map_or(Pfn::ZERO, |region| region.range().start());
-        let last = words.regions().last().map_or(first, |region| region.range().end());
+        // What was added need not lie above all that was there at the start.
+        let last = words.regions().map(|region| region.range().end()).max().unwrap_or(first);
         PfnRange::new(first, last).unwrap_or_else(|| unreachable!("regions are in order"))
     }
 }

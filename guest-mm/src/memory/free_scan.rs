@@ -64,11 +64,13 @@ impl<P: Platform> Memory<P> {
                 break;
             }
             let taken = zone.take_at(&self.map, at, take);
-            let Some(block) = zone.note_corruption(taken).flatten() else { break };
-            let Some(frames) = self.freeze(block) else { break };
-            each(frames);
-            blocks += 1;
-            scan.taken += take.pages().get();
+            let block = zone.note_corruption(taken).flatten();
+            // What a corrupt list refuses is passed over: the scan ends all the same.
+            if let Some(frames) = block.and_then(|block| self.freeze(block)) {
+                each(frames);
+                blocks += 1;
+                scan.taken += take.pages().get();
+            }
             let Some(next) = at.checked_add(take.pages()) else { break };
             at = next;
         }

@@ -3,11 +3,13 @@
 use super::world::{Fate, with_world};
 use crate::buddy::Gfp;
 use crate::compaction::{CompactResult, Suitability};
-use crate::memdesc::{MigrateType, Order};
-use crate::memory::FreeWant;
+use crate::hotplug::NewBlock;
+use crate::memdesc::{MigrateType, Order, SECTION_ORDER};
+use crate::memory::{FreeWant, Memory};
 use crate::migrate::MigrateMode;
+use crate::mm::{Base, Mm};
 use crate::platform::FaultSite;
-use crate::testing::range;
+use crate::testing::{TestPlatform, range};
 
 const HUGE: Order = Order::PAGEBLOCK;
 const PAGES: u64 = 8 * 512;
@@ -281,4 +283,17 @@ fn a_scan_that_does_not_wait_gives_up_at_a_held_lock() {
         drop(zone);
         assert!(scan.is_none());
     });
+}
+
+#[test]
+fn the_zone_ends_where_memory_does_even_if_some_was_added_in_a_hole() {
+    const SECTION: u64 = 1 << SECTION_ORDER;
+    let ram = [range(0, PAGES), range(4 * SECTION, PAGES)];
+    let hole = range(2 * SECTION, SECTION);
+    let platform = TestPlatform::new(&ram, 0).with_spare(hole);
+    let memory = Memory::new(platform, &ram, &[]).unwrap();
+    let plugged = Order::PAGEBLOCK.pages();
+    memory.add_block(NewBlock { range: hole, plugged, unit: Order::PAGEBLOCK }).unwrap();
+    let base = Base::new(memory).unwrap();
+    assert_eq!(Mm::new(&base).zone_span(), range(0, 4 * SECTION + PAGES));
 }
