@@ -96,6 +96,23 @@ fn ballooned_in<M: Machine>(mm: &Mm<'_, M>, range: PfnRange) -> u64 {
 fn evacuate<M: Machine>(mm: &Mm<'_, M>, range: PfnRange) -> Option<(MigrateStats, u64)> {
     let aside = mm.memory().isolate_range(range).ok()?;
     let mut stats = MigrateStats::default();
+    // A block for whose order there is no destination gives one page a pass: what is left of it is
+    // smaller blocks.
+    let left = loop {
+        let before = stats.migrated + stats.released;
+        stats.add(&evacuate_once(mm, range));
+        let left = ballooned_in(mm, range);
+        if left == 0 || stats.migrated + stats.released == before {
+            break left;
+        }
+    };
+    mm.memory().unisolate_range(aside);
+    Some((stats, left))
+}
+
+/// Tries to move each ballooned block that starts in `range`.
+fn evacuate_once<M: Machine>(mm: &Mm<'_, M>, range: PfnRange) -> MigrateStats {
+    let mut stats = MigrateStats::default();
     let mut batch = MigrateBatch::<M>::new(mm);
     let mut destinations = Allocated::new(mm.memory());
     for pfn in range.iter() {
@@ -108,9 +125,7 @@ fn evacuate<M: Machine>(mm: &Mm<'_, M>, range: PfnRange) -> Option<(MigrateStats
         }
     }
     stats.add(&mm.migrate_pages(&mut batch, &mut destinations, MigrateMode::Sync));
-    let left = ballooned_in(mm, range);
-    mm.memory().unisolate_range(aside);
-    Some((stats, left))
+    stats
 }
 
 /// The pageblocks of RAM, one after the other.

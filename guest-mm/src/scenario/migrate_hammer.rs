@@ -21,8 +21,8 @@ const PAGES: usize = 64;
 const BYTES: u64 = PAGES as u64 * PAGE_SIZE;
 /// Words that each page has in use, spread over it; the last is the sum of the others.
 const WORDS: u64 = 8;
-/// Frames that one batch is looked for in.
-const FRAMES_AT_ONCE: u64 = 32;
+/// Frames that one batch is looked for in: so many that a few rounds of one user look at all of a small guest's RAM.
+const FRAMES_AT_ONCE: u64 = 512;
 
 /// Runs the scenario.
 pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
