@@ -13,7 +13,6 @@ mod counters;
 pub mod entropy;
 pub mod interrupt;
 mod life;
-pub mod mem;
 pub mod ram;
 pub mod rate_limiter;
 pub mod ring;

@@ -62,11 +62,6 @@ fn entropy_survives_its_seeds() {
 }
 
 #[test]
-fn mem_survives_its_seeds() {
-    replay("mem");
-}
-
-#[test]
 fn kernel_survives_its_seeds() {
     replay("kernel");
 }

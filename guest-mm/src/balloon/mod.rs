@@ -18,31 +18,24 @@
 //! Out of memory, a guest that may takes pages back by itself:
 //! [`BalloonDriver::deflate_on_oom`].
 //!
-//! Pages of the balloon move to other frames on behalf of the migration core:
-//! [`BalloonDriver::migrate`]. [`SharedBalloon`] is the driver behind its lock,
-//! for whoever serves it, is out of memory, or migrates.
-//!
-//! Deliberately absent for now: statistics, hinting and reporting.
+//! Deliberately absent for now: statistics, hinting, reporting, and migration
+//! of ballooned pages.
 
 mod buffers;
 mod deflate;
 mod driver;
 mod frames;
 mod inflate;
-mod migrate;
 mod mutant;
 mod oom;
 mod options;
 mod reset;
-mod shared;
-pub(crate) mod timers;
+mod timers;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use driver::{BalloonDriver, BalloonError};
-pub use migrate::MIGRATE_BATCH;
 pub use mutant::Mutant;
 pub use oom::OOM_PAGES;
 pub use options::{BalloonCounters, BalloonPhase, BalloonStatus, Options, Wake};
-pub use shared::{Patience, SharedBalloon};

@@ -63,13 +63,10 @@ impl<'m, P: Platform> Fault<'_, 'm, P> {
         Ok(FaultOutcome::AnonHuge)
     }
 
-    /// 2 MiB of zeros. A favour: not from the reserves, and without reclaim. Pages are moved
-    /// for it, without waiting unless the program has asked for huge pages.
+    /// 2 MiB of zeros. A favour: not from the reserves, and without reclaim.
     fn alloc_huge(&self) -> Option<FolioRef<'m>> {
         let order = Order::try_from(PMD_ORDER).ok()?;
-        let asked_for = self.flags.contains(VmFlags::HUGEPAGE);
-        let compact = if asked_for { Gfp::COMPACT_SYNC } else { Gfp::COMPACT };
-        let gfp = Gfp::USER | Gfp::ZERO | Gfp::OPTIONAL | compact;
+        let gfp = Gfp::USER | Gfp::ZERO | Gfp::OPTIONAL;
         self.mm.alloc_folio(order, gfp, FolioKind::Anon).ok()
     }
 

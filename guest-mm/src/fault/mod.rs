@@ -19,7 +19,7 @@ mod policy;
 mod present;
 mod stats;
 mod swap;
-pub(crate) mod wait;
+mod wait;
 mod wp;
 
 pub use access::{FaultAccess, read_only_prot};

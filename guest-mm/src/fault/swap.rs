@@ -65,7 +65,6 @@ impl<'m, P: Platform> Fault<'_, 'm, P> {
             | SwapError::BadSize
             | SwapError::Full
             | SwapError::TooMany
-            | SwapError::Pool(_)
             | SwapError::Io(_) => self.fail(FaultError::Bus, None),
         }
     }

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::ops::Deref;
 
-use super::{Folio, FolioRef};
+use super::{Folio, FolioFlags, FolioRef};
 use crate::platform::Platform;
 use crate::sync::LockClass;
 use crate::sync::lock_order::{Nesting, note_acquire, note_release};
@@ -24,7 +24,11 @@ impl<'m> FolioRef<'m> {
     /// In debug builds, on a lock-order violation ([`crate::sync::lock_order`]).
     pub fn into_locked<P: Platform>(self, platform: &'m P) -> LockedFolio<'m, P> {
         note_acquire(platform, LockClass::Folio, Nesting::Outermost);
-        self.acquire(platform);
+        while !self.try_acquire() {
+            while self.has(FolioFlags::LOCKED) {
+                platform.relax();
+            }
+        }
         LockedFolio { folio: self, platform, nesting: Nesting::Outermost }
     }
 
@@ -46,7 +50,7 @@ impl<'m, P: Platform> LockedFolio<'m, P> {
     /// Unlocks the folio and leaves the reference.
     pub fn unlock(self) -> FolioRef<'m> {
         note_release(self.platform, LockClass::Folio, self.nesting);
-        self.folio.release_lock(self.platform);
+        self.folio.release_lock();
         self.folio
     }
 

@@ -30,7 +30,8 @@ const INHERITED: FolioFlags = FolioFlags::UPTODATE
     .union(FolioFlags::DIRTY)
     .union(FolioFlags::REFERENCED)
     .union(FolioFlags::ACTIVE)
-    .union(FolioFlags::SWAPBACKED);
+    .union(FolioFlags::SWAPBACKED)
+    .union(FolioFlags::UNEVICTABLE);
 
 /// Descriptors in a row, linked by their `private` field.
 struct Row<'m> {
@@ -190,7 +191,7 @@ impl<'m, P: Platform> Mm<'m, P> {
                 self.lru_add(part);
             }
             if !is_first {
-                part.release_lock(self.platform());
+                part.release_lock();
                 // SAFETY: the reference that `divide` left without a handle.
                 self.put(unsafe { FolioRef::from_raw(NonNull::from(part)) });
             }

@@ -241,17 +241,13 @@ pub enum Hold {
     Movable,
     /// Migration has isolated it; the owner may not free it.
     Isolated,
-    /// Descriptors only: isolated, and its owner has given it up meanwhile.
-    /// Migration frees it instead of putting it back.
-    Doomed,
 }
 
 impl Hold {
     /// Number of holds.
     pub const COUNT: usize = Self::ALL.len();
     /// Every hold, by number.
-    pub const ALL: [Self; 5] =
-        [Self::Held, Self::Parked, Self::Movable, Self::Isolated, Self::Doomed];
+    pub const ALL: [Self; 4] = [Self::Held, Self::Parked, Self::Movable, Self::Isolated];
 }
 
 /// A row of the transition table: the type of a word and its hold.

@@ -1,9 +1,7 @@
 //! Whole-memory tests.
 
-mod contig;
 mod frames;
 mod init;
-mod isolation_race;
 mod model;
 mod offline;
 mod stress;

@@ -1,8 +1,7 @@
-//! The PFN stores against a map of blocks, and what failure leaves behind.
+//! Both PFN stores against a map of blocks, and what failure leaves behind.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-mod baselines;
 mod failure;
 mod model;
 #[path = "../support/mod.rs"]

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::balloon::BalloonConfig;
-use crate::hotplug::MemoryHotplugConfig;
 
 /// vCPUs and memory: body of `PUT` and answer to `GET /machine-config`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -351,9 +350,9 @@ pub struct VmConfig {
     /// vCPUs and memory.
     #[serde(default, deserialize_with = "null_as_default")]
     pub machine_config: MachineConfig,
-    /// Hotplug memory, if there is any.
+    /// Not supported.
     #[serde(default)]
-    pub memory_hotplug: Option<MemoryHotplugConfig>,
+    pub memory_hotplug: Option<Value>,
     /// Where metrics are written.
     #[serde(default)]
     pub metrics: Option<Metrics>,

@@ -55,9 +55,7 @@ impl From<VmError> for Refusal {
             | VmError::CannotStart(_)
             | VmError::NoMetricsFile
             | VmError::Drive(_)
-            | VmError::NoBalloon
-            | VmError::NoHotplug
-            | VmError::HotplugSize(_) => StatusCode::BAD_REQUEST,
+            | VmError::NoBalloon => StatusCode::BAD_REQUEST,
             VmError::NotStarted
             | VmError::AlreadyStarted
             | VmError::NoAgent

@@ -1,6 +1,5 @@
 //! The machine as the memory manager's scenarios see it.
 
-use abi::PfnRange;
 use guest_mm::addr::VirtAddr;
 use guest_mm::balloon::Wake;
 use guest_mm::errno::Errno;
@@ -40,10 +39,6 @@ impl scenario::Machine for Machine {
                 RunError::TooMany => Errno::EINVAL,
             },
         )
-    }
-
-    fn spare(&self) -> Option<PfnRange> {
-        self.spare_ram()
     }
 
     fn yield_now(&self) {

@@ -2,7 +2,6 @@
 
 mod faults;
 pub(crate) mod map_store;
-mod migrate;
 mod moves;
 mod oom;
 mod resets;
@@ -186,7 +185,7 @@ impl Rig<'_> {
                 match word.hold {
                     Hold::Parked => assert_eq!(stored.state, BlockState::InFlight),
                     Hold::Movable | Hold::Isolated => assert_eq!(stored.state, BlockState::Settled),
-                    Hold::Held | Hold::Doomed => panic!("a block is held between two polls"),
+                    Hold::Held => panic!("a block is held between two polls"),
                 }
             }
         }

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::assert_consistent;
 use crate::buddy::Gfp;
-use crate::memdesc::{DriverId, Kind, Order};
-use crate::memory::{FrozenFrames, IsolatedRange, Memory};
+use crate::memdesc::{DriverId, Kind, MigrateType, Order};
+use crate::memory::{FrozenFrames, Memory};
 use crate::platform::FaultSite;
 use crate::testing::{TestPlatform, memory_of, range, set_cpu};
 
@@ -52,7 +52,7 @@ struct Model {
     reported: BTreeSet<u64>,
     held: Vec<FrozenFrames>,
     offline: BTreeMap<u64, u64>,
-    isolated: Option<IsolatedRange>,
+    isolated: Option<Pfn>,
 }
 
 fn gfp(choice: u8) -> Gfp {
@@ -112,13 +112,14 @@ impl Model {
             Op::Deflate(index) => self.deflate(index),
             Op::Isolate(block) => {
                 if self.isolated.is_none() {
-                    // Outside RAM: refused.
-                    self.isolated = self.memory.isolate_range(range(block * 512 + 100, 1)).ok();
+                    let pfn = Pfn::new(block * 512).unwrap();
+                    self.memory.isolate_pageblock(pfn).unwrap();
+                    self.isolated = Some(pfn);
                 }
             }
             Op::Unisolate => {
-                if let Some(isolated) = self.isolated.take() {
-                    self.memory.unisolate_range(isolated);
+                if let Some(pfn) = self.isolated.take() {
+                    self.memory.set_pageblock(pfn, MigrateType::Movable).unwrap();
                 }
             }
             Op::Drain => self.memory.drain(),
@@ -156,8 +157,7 @@ impl Model {
     }
 
     fn is_isolated(&self, pfn: u64) -> bool {
-        let isolated = self.isolated.as_ref().map(IsolatedRange::pageblocks);
-        isolated.is_some_and(|blocks| blocks.contains(Pfn::new(pfn).unwrap()))
+        self.isolated.is_some_and(|block| pfn >> 9 == block.number() >> 9)
     }
 
     /// Whether an aligned run of free pages of this order exists.

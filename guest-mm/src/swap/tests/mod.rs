@@ -2,7 +2,6 @@
 
 mod cache;
 mod table;
-mod zram;
 
 use std::sync::Mutex;
 use std::vec::Vec;

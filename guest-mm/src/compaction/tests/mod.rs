@@ -1,5 +1,0 @@
-mod contig;
-mod model;
-mod scanners;
-mod thread;
-mod world;

@@ -1,5 +1,0 @@
-mod blocks;
-mod device;
-mod driver;
-mod model;
-mod rest;
