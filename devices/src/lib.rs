@@ -13,6 +13,7 @@ mod counters;
 pub mod entropy;
 pub mod interrupt;
 mod life;
+pub mod mem;
 pub mod ram;
 pub mod rate_limiter;
 pub mod ring;

@@ -6,7 +6,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use abi::PageCount;
+use abi::{PageCount, Pfn};
 use guest_mm::buddy::Gfp;
 use guest_mm::memdesc::{DriverId, Order};
 use guest_mm::memory::{FrozenFrames, Memory};
@@ -131,6 +131,22 @@ fn slab() {
     });
 }
 
+/// What every step of the allocator and every lockless reader begins with.
+fn words() {
+    const LOOKUPS: u64 = 1 << 20;
+    let memory = memory(PAGES);
+    let words = memory.words();
+    // Scattered, and known to nobody in advance.
+    let at = |n: u64| Pfn::containing(black_box(n.wrapping_mul(0x9e37_79b9) % PAGES) << 12);
+    report("look-up of a frame's word, ns", LOOKUPS, || {
+        timed(|| (0..LOOKUPS).filter(|&n| words.load(at(n)).is_ok()).count())
+    });
+    report("look-up of a frame without a word, ns", LOOKUPS, || {
+        let beyond = |n| Pfn::containing((at(n).number() + PAGES) << 12);
+        timed(|| (0..LOOKUPS).filter(|&n| words.load(beyond(n)).is_ok()).count())
+    });
+}
+
 fn census() {
     let memory = memory(PAGES);
     let held = take_all(&memory, Order::ZERO, Gfp::USER);
@@ -145,5 +161,6 @@ fn main() {
     alloc_and_free();
     balloon();
     slab();
+    words();
     census();
 }

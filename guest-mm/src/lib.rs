@@ -13,6 +13,8 @@ pub mod bench;
 pub mod buddy;
 pub mod census;
 #[cfg(not(loom))]
+pub mod compaction;
+#[cfg(not(loom))]
 pub mod console;
 #[cfg(not(loom))]
 pub mod entropy;
@@ -21,8 +23,12 @@ pub mod errno;
 pub mod fault;
 pub mod folio;
 pub mod gup;
+#[cfg(not(loom))]
+pub mod hotplug;
 pub mod memdesc;
 pub mod memory;
+#[cfg(not(loom))]
+pub mod migrate;
 #[cfg(not(loom))]
 pub mod mm;
 #[cfg(not(loom))]
@@ -48,3 +54,4 @@ pub mod sync;
 pub mod testing;
 pub mod virtio;
 pub mod xarray;
+pub mod zsmalloc;

@@ -1,8 +1,9 @@
 //! The machine as the memory manager sees it.
 
+use core::fmt;
 use core::ptr::NonNull;
 
-use abi::Pfn;
+use abi::{Pfn, PfnRange};
 
 use crate::addr::VaRange;
 use crate::sync::HeldLocks;
@@ -22,7 +23,8 @@ pub const MAX_CPUS: usize = 4;
 /// pointer. [`Self::frame_of`] is its inverse.
 pub unsafe trait Platform: Sync + 'static {
     /// The frame's first byte in the direct map: 4096-aligned, valid for reads
-    /// and writes for as long as the platform lives, whoever holds it.
+    /// and writes for as long as the platform lives, whoever holds it; in a block
+    /// of [`Self::map_block`], until that is unmapped.
     ///
     /// Frames that follow each other in one range of RAM follow each other in
     /// the direct map too, and the pointer may be moved over the whole range:
@@ -56,6 +58,25 @@ pub unsafe trait Platform: Sync + 'static {
     /// holder. May run another thread if interrupts are not masked.
     fn relax(&self);
 
+    /// Waits until `is_over` says so, of what is known by `key`. It is asked at
+    /// least once, perhaps masked and often; it neither waits nor takes a lock.
+    ///
+    /// Whoever makes it true calls [`Self::wake`] afterwards. A machine with
+    /// threads lets this one sleep until then, and others run; without them it
+    /// asks again and again. The caller is unmasked and holds nothing that the
+    /// one it waits for wants.
+    fn wait_until(&self, key: WaitKey, is_over: &dyn Fn() -> bool) {
+        let _ = key;
+        while !is_over() {
+            self.relax();
+        }
+    }
+
+    /// Lets those go on who sleep on one of the `count` keys from `first` on: each
+    /// asks again. Whoever is about to sleep and asked before the caller's change
+    /// does not. Masked or not; may be called with spin locks held.
+    fn wake(&self, _first: WaitKey, _count: u64) {}
+
     /// Makes the entries of the upper half of `table`, a zeroed root page
     /// table, those of the kernel. A machine without an MMU leaves them empty.
     fn init_root(&self, _table: NonNull<u64>) {}
@@ -79,6 +100,26 @@ pub unsafe trait Platform: Sync + 'static {
     /// at once. A machine without threads has nothing to do.
     fn kick(&self, _cpus: CpuSet) {}
 
+    /// Makes the frames of `block` part of the direct map: memory of which the boot map knew nothing.
+    /// Takes no memory: `table`, a page of the block with anything in it, becomes a page table if one is needed.
+    ///
+    /// `block` begins and ends at multiples of 4 MiB, crosses no multiple of 1 GiB and touches no
+    /// frame that is mapped. Parts of it may have no memory behind them; those are mapped, but not touched.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing is mapped.
+    fn map_block(&self, _block: PfnRange, _table: Pfn) -> Result<(), MapError> {
+        Err(MapError::Unsupported)
+    }
+
+    /// Undoes [`Self::map_block`] with the same arguments, on every CPU. If `table` serves other blocks of its GiB
+    /// too, its contents move to `heir`, the table page of one of them.
+    ///
+    /// # Safety
+    /// Nobody uses pointers into the block any more. `heir` is the table page of a mapped block in the
+    /// same GiB, if there is one, and `None` only if there is none.
+    unsafe fn unmap_block(&self, _block: PfnRange, _table: Pfn, _heir: Option<Pfn>) {}
+
     /// Where the lock-order checker of debug builds notes the locks that each
     /// CPU holds; `None` switches the checker off.
     fn held_locks(&self) -> Option<&HeldLocks> {
@@ -88,6 +129,75 @@ pub unsafe trait Platform: Sync + 'static {
     /// Asks whether the step at `site` shall fail; always `false` on a real machine.
     fn inject_fault(&self, _site: FaultSite) -> bool {
         false
+    }
+}
+
+/// Why a block cannot be part of the direct map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapError {
+    /// The machine cannot map anything later.
+    Unsupported,
+    /// The block lies, in part, beyond what the direct map reaches.
+    OutOfReach(PfnRange),
+    /// The block does not begin and end where blocks do, or crosses a GiB.
+    Misplaced(PfnRange),
+    /// Something is mapped there already.
+    Taken(Pfn),
+    /// An injected fault.
+    Injected,
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsupported => f.write_str("The machine maps no memory after its start"),
+            Self::OutOfReach(range) => write!(f, "Block {range:?} is beyond the direct map"),
+            Self::Misplaced(range) => write!(f, "Block {range:?} is not where blocks may be"),
+            Self::Taken(pfn) => write!(f, "Frame {pfn} is mapped already"),
+            Self::Injected => f.write_str("The block was not mapped: injected fault"),
+        }
+    }
+}
+
+impl core::error::Error for MapError {}
+
+/// What somebody waits for ([`Platform::wait_until`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WaitKey(u64);
+
+impl WaitKey {
+    /// Set in keys of addresses, which are even; frame numbers are far smaller.
+    const OBJECT: u64 = 1 << 63;
+
+    /// The first key, and how many there are.
+    pub const ALL: (Self, u64) = (Self(0), u64::MAX);
+
+    /// That the page in frame `pfn` is there or elsewhere, and no longer on its way.
+    pub const fn frame(pfn: Pfn) -> Self {
+        Self(pfn.number() & !Self::OBJECT)
+    }
+
+    /// That `object` is no longer locked.
+    pub fn object<T>(object: &T) -> Self {
+        Self(core::ptr::from_ref(object).addr() as u64 >> 1 | Self::OBJECT)
+    }
+
+    /// Whether it is one of the `count` keys from `first` on.
+    pub const fn is_among(self, first: Self, count: u64) -> bool {
+        match self.0.checked_sub(first.0) {
+            Some(nth) => nth < count,
+            None => false,
+        }
+    }
+
+    /// A number of its own, not `u64::MAX`.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The key with this number.
+    pub const fn from_number(number: u64) -> Self {
+        Self(number)
     }
 }
 
@@ -103,6 +213,14 @@ pub enum FaultSite {
     StoreReserve,
     /// Adding a buffer to a virtqueue.
     QueueAdd,
+    /// Making a hot-added block part of the direct map.
+    MapBlock,
+    /// Isolating a movable page.
+    MigrateIsolate,
+    /// Finding a destination for a migration.
+    MigrateDestination,
+    /// Calling the owner of a page that migrates.
+    MigrateCallback,
 }
 
 /// What to forget of a TLB.

@@ -333,3 +333,120 @@ fn mutant_without_the_second_look_a_lookup_gets_another_page() {
         lookup_vs_truncate();
     });
 }
+
+// ---- Migration against try_get ------------------------------------------
+
+/// What only migration may touch the contents for, while nobody has a reference:
+/// the folio's page goes from the first frame to the second.
+fn migrate(frames: &Frames) {
+    let folio = frames.first_reference();
+    match folio.freeze(1) {
+        Ok(frozen) => {
+            // Copies: SAFETY: frozen; loom fails the model if a reader is here.
+            let bytes = frames.contents[0].with_mut(|contents| unsafe { *contents });
+            // SAFETY: the destination is nobody's yet.
+            frames.contents[1].with_mut(|contents| unsafe { *contents = bytes });
+            let adopt = || frames.words[1].transition(frozen_word(), frames.word()).unwrap();
+            let leave = || {
+                frames.words[0].transition(frames.word(), frames.left_word()).unwrap();
+            };
+            let folio = frozen.relocate(pfn(1), 1, adopt, leave);
+            // The source goes to its next owner.
+            frames.words[0].transition(frames.left_word(), frozen_word()).unwrap();
+            // SAFETY: nobody names the first frame any more.
+            frames.contents[0].with_mut(|contents| unsafe { *contents += 1 });
+            frames.put(folio);
+        }
+        Err(folio) => frames.put(folio),
+    }
+}
+
+impl Frames {
+    fn left_word(&self) -> Word {
+        FolioKind::Anon.left_word_of(NonNull::new(self.descriptor).unwrap())
+    }
+
+    /// A PFN walker by the word of frame `frame`, which looks twice where the folio is.
+    fn walk_at(&self, frame: usize) {
+        // SAFETY: the descriptor stays a descriptor until all threads are done.
+        match unsafe { glance(&self.words[frame]) } {
+            Glance::Folio(folio) => {
+                assert_eq!(folio.pfn(), pfn(frame as u64), "another frame's folio");
+                // SAFETY: a reference keeps the folio there; loom fails the model if not.
+                self.contents[frame].with(|contents| unsafe { *contents });
+                assert_eq!(folio.pfn(), pfn(frame as u64), "the folio moved under a reference");
+                self.put(folio);
+            }
+            Glance::Moved(folio) => self.put(folio),
+            Glance::NotFolio(_) | Glance::Frozen => {}
+        }
+    }
+}
+
+/// Runs a walker by each of `words` against a migration.
+fn walkers_against_migration(words: &'static [usize]) {
+    let frames = Frames::new();
+    let readers: Vec<_> = words
+        .iter()
+        .map(|&word| {
+            let frames = Arc::clone(&frames);
+            thread::spawn(move || frames.walk_at(word))
+        })
+        .collect();
+    migrate(&frames);
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+}
+
+#[test]
+fn a_walker_by_the_old_frame_never_gets_the_folio_where_it_is_not() {
+    explore(3, || walkers_against_migration(&[0]));
+}
+
+#[test]
+fn a_walker_by_the_new_frame_never_gets_the_folio_before_it_is_there() {
+    explore(3, || walkers_against_migration(&[1]));
+}
+
+#[test]
+fn walkers_by_both_frames_meet_the_folio_in_one_of_them() {
+    explore(2, || walkers_against_migration(&[0, 1]));
+}
+
+#[test]
+#[should_panic(expected = "Concurrent read and write accesses")]
+fn mutant_without_a_freeze_the_folio_moves_under_a_reference() {
+    explore(3, || {
+        let _mutant = Mutant::NoFreeze.active();
+        walkers_against_migration(&[0]);
+    });
+}
+
+#[test]
+#[should_panic(expected = "another frame's folio")]
+fn mutant_a_word_taken_away_after_the_unfreeze_leads_to_another_frames_folio() {
+    explore(3, || {
+        let _mutant = Mutant::WordAfterUnfreeze.active();
+        walkers_against_migration(&[0]);
+    });
+}
+
+/// A page-cache lookup needs nothing new: the slot names the descriptor, which stays.
+#[test]
+fn a_lookup_finds_the_page_wherever_it_is_or_looks_again() {
+    explore(3, || {
+        let file = File::new();
+        let reader = {
+            let file = Arc::clone(&file);
+            thread::spawn(move || file.lookup())
+        };
+        let cached = NonNull::new(file.descriptor).unwrap();
+        // SAFETY: the cache's reference; it is frozen with the folio and comes back with it.
+        let folio: FolioRef<'static> = unsafe { FolioRef::from_raw(cached) };
+        let folio = match folio.freeze(1) {
+            Ok(frozen) => frozen.relocate(pfn(8), 1, || (), || ()),
+            Err(folio) => folio,
+        };
+        folio.into_raw();
+        reader.join().unwrap();
+    });
+}

@@ -176,3 +176,73 @@ fn with_the_pin_counted_after_the_look_at_the_leaf_the_model_finds_it_shared() {
         assert!(!(is_shared && pin.is_some()), "a pinned page is shared");
     });
 }
+
+/// The page is somewhere else, or on its way.
+const ELSEWHERE: u64 = 0b100;
+
+impl Machine {
+    /// Moves the page from X to Y: as `Mm::transfer_folio`, whose own reference is
+    /// here the one that the mapping had.
+    fn migrate(&self, folio: &'static Folio) {
+        self.leaf.store(ELSEWHERE, Ordering::Relaxed);
+        // Has the barrier between the two.
+        if folio.is_pinned() {
+            self.leaf.store(MAPPED, Ordering::Release);
+            return;
+        }
+        // SAFETY: the mapping's reference, whose leaf is gone.
+        let map = unsafe { FolioRef::from_raw(NonNull::from(folio)) };
+        let Ok(alone) = map.freeze(1) else {
+            self.leaf.store(MAPPED, Ordering::Release);
+            return;
+        };
+        let left = FolioKind::Anon.left_word_of(NonNull::from(folio));
+        let adopt = || self.y.transition(frozen(), word_of(folio)).expect("a destination");
+        let leave = || self.x.transition(word_of(folio), left).expect("its own word");
+        let to = abi::Pfn::new(1).expect("a small number");
+        let _ = alone.relocate(to, 1, adopt, leave).into_raw();
+        // The leaf is one of Y now; nobody names X any more.
+        self.x.transition(left, frozen()).expect("what it left");
+    }
+}
+
+fn hold_against_migration<H: Hold<'static> + 'static>() {
+    let folio = descriptor();
+    let machine = Machine::new(folio);
+    let theirs = Arc::clone(&machine);
+    let mover = thread::spawn(move || theirs.migrate(folio));
+    let held = machine.gup::<H, true>();
+    let held = held.filter(|(seen, _)| *seen == MAPPED);
+    mover.join().unwrap();
+    if let Some((_, hold)) = held {
+        assert_eq!(machine.x.load(), word_of(hold.folio()), "a held page has moved");
+    }
+}
+
+#[test]
+fn a_pinned_page_does_not_move() {
+    loom::model(hold_against_migration::<FolioPin<'static>>);
+}
+
+#[test]
+fn a_page_that_somebody_refers_to_does_not_move() {
+    loom::model(hold_against_migration::<FolioRef<'static>>);
+}
+
+#[test]
+#[should_panic(expected = "a held page has moved")]
+fn mutant_without_a_freeze_a_page_moves_that_somebody_refers_to() {
+    loom::model(|| {
+        let _mutant = Mutant::NoFreeze.active();
+        hold_against_migration::<FolioRef<'static>>();
+    });
+}
+
+/// What misleads a PFN walker does not mislead GUP, which looks at the leaf again too.
+#[test]
+fn a_word_that_is_taken_away_late_does_not_give_gup_a_page_that_has_moved() {
+    loom::model(|| {
+        let _mutant = Mutant::WordAfterUnfreeze.active();
+        hold_against_migration::<FolioRef<'static>>();
+    });
+}

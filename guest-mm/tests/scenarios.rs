@@ -54,8 +54,22 @@ scenarios! {
     mkdirty "mkdirty"
     split_huge_page_test "split_huge_page_test"
     folio_split_race_test "folio_split_race_test"
+    migration "migration"
+    rmap "rmap"
+    compaction_test "compaction_test"
+    isolate_race "isolate-race"
     xarray "xarray"
+    zsmalloc_migrate "zsmalloc-migrate"
+    come_to_life "come-to-life"
+    exp_e2 "exp-e2"
+    exp_e5 "exp-e5"
+    balloon_migrate "balloon-migrate"
+    balloon_migrate_oom "balloon-migrate-oom"
+    migrate_hammer "migrate-hammer"
     bench_mm "bench-mm"
+    exp_e3 "exp-e3"
+    exp_e9 "exp-e9"
+    exp_e10 "exp-e10"
 }
 
 #[test]

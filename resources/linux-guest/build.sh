@@ -35,7 +35,7 @@ chmod +x "$root/init" "$root/etc/acpi/PWRF/00000080"
 echo 'root:x:0:0::/root:/bin/sh' >"$root/etc/passwd"
 
 # In the order in which init loads them; a driver that the kernel has built in is left out.
-drivers='button evdev virtio_mmio virtio_console virtio_blk virtio_balloon virtio-rng pvpanic-mmio'
+drivers='button evdev virtio_mmio virtio_console virtio_blk virtio_balloon virtio_mem virtio-rng pvpanic-mmio'
 for driver in $drivers; do
   for module in $(module_closure "$version" "$driver"); do
     name=$(module_name "$module")

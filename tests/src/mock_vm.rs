@@ -14,8 +14,8 @@ use aerostat::control::{ControlServer, ControlSocket, Limits};
 use aerostat::serve::{self, Configuration, Failed, Outcome};
 use aerostat::vm::config::VmConfig;
 use aerostat::vm::handle::{
-    BalloonStatus, ExecEvent, Metric, OperationState, OperationStatus, Reply, VmError, VmHandle,
-    VmInfo, VmRequest, VmState,
+    BalloonStatus, ExecEvent, HotplugStatus, Metric, OperationState, OperationStatus, Reply,
+    VmError, VmHandle, VmInfo, VmRequest, VmState,
 };
 use aerostat::vm::{Letter, Mailbox};
 use aerostat_api as api;
@@ -165,8 +165,8 @@ struct State {
     driver: Driver,
     log: Arc<Mutex<Vec<String>>>,
     is_paused: bool,
-    operations: Vec<OperationStatus>,
-    actual: PageCount,
+    balloon: Resizes,
+    hotplug: Resizes,
     /// A scenario that never ends, and its output.
     hanging: Option<stream::Sender<ExecEvent>>,
     description: Box<api::VmConfig>,
@@ -174,9 +174,9 @@ struct State {
 
 impl State {
     fn new(driver: Driver, log: Arc<Mutex<Vec<String>>>) -> Self {
-        let (operations, actual) = (Vec::new(), PageCount::ZERO);
+        let (balloon, hotplug) = (Resizes::default(), Resizes::default());
         let description = Box::new(description());
-        Self { driver, log, is_paused: false, operations, actual, hanging: None, description }
+        Self { driver, log, is_paused: false, balloon, hotplug, hanging: None, description }
     }
 
     fn run(mut self, mut mailbox: Mailbox) {
@@ -206,7 +206,7 @@ impl State {
             VmRequest::Configuration(reply) => {
                 let mut description = self.description.clone();
                 if let (Some(balloon), Some(last)) =
-                    (&mut description.balloon, self.operations.last())
+                    (&mut description.balloon, self.balloon.operations.last())
                 {
                     balloon.amount_mib =
                         u32::try_from(last.target.bytes() >> 20).unwrap_or(u32::MAX);
@@ -235,12 +235,22 @@ impl State {
             }
             VmRequest::Balloon(reply) => answer(reply, Ok(self.balloon())),
             VmRequest::Operation { id, reply } => {
-                self.step();
-                let found = match id {
-                    Some(id) => self.operations.iter().find(|operation| operation.id == id),
-                    None => self.operations.last(),
-                };
-                answer(reply, Ok(found.cloned()));
+                answer(reply, Ok(self.balloon.look(self.driver, id)));
+            }
+            VmRequest::RequestHotplug { size, deadline, reply } => {
+                answer(reply, self.request_hotplug(size, deadline));
+            }
+            VmRequest::Hotplug(reply) => {
+                let status = self.hotplug_status().ok_or(VmError::NoHotplug);
+                answer(reply, status);
+            }
+            VmRequest::HotplugOperation { reply, .. }
+                if self.description.memory_hotplug.is_none() =>
+            {
+                answer(reply, Err(VmError::NoHotplug));
+            }
+            VmRequest::HotplugOperation { id, reply } => {
+                answer(reply, Ok(self.hotplug.look(self.driver, id)));
             }
             VmRequest::Exec { scenario, args, reply, events } => {
                 answer(reply, self.exec(&scenario, &args, events));
@@ -291,63 +301,51 @@ impl State {
             return Err(VmError::TargetAboveRam { target_bytes, ram_bytes });
         }
         self.note(format!("target {} deadline {deadline:?}", target.bytes()));
-        if let Some(last) = self.operations.last_mut().filter(|o| is_running(o)) {
-            last.state = OperationState::Superseded;
-        }
-        let status = OperationStatus {
-            id: self.operations.len() as u64 + 1,
-            state: OperationState::Running,
-            from: self.actual,
-            target,
-            actual: self.actual,
-            ram: RAM,
-            elapsed: Duration::ZERO,
-            since_progress: Duration::ZERO,
-            note: (deadline.is_some() && self.driver == Driver::Hangs).then_some("driver missing"),
-        };
-        self.operations.push(status.clone());
-        Ok(status)
+        Ok(self.balloon.begin(self.driver, target, deadline))
     }
 
-    /// Lets the latest operation come one step further.
-    fn step(&mut self) {
-        let Some(last) = self.operations.last_mut().filter(|o| is_running(o)) else { return };
-        last.elapsed += Duration::from_millis(40);
-        last.since_progress += Duration::from_millis(40);
-        let limit = match self.driver {
-            Driver::Follows => last.target,
-            Driver::StallsAt(limit) => last.target.min(limit),
-            Driver::LosesToAnother => {
-                last.state = OperationState::Superseded;
-                return;
-            }
-            Driver::Hangs | Driver::LoopHangs => {
-                if last.note.is_some() {
-                    last.state = OperationState::TimedOut;
-                }
-                return;
-            }
-        };
-        let before = last.actual;
-        last.actual = nearer(last.from, last.actual, limit);
-        self.actual = last.actual;
-        if last.actual == last.target {
-            last.state = OperationState::Reached;
-        } else if last.actual == before {
-            last.state = OperationState::Stalled;
-        } else {
-            last.since_progress = Duration::ZERO;
+    /// What the device says to sizes.
+    fn request_hotplug(
+        &mut self,
+        size: PageCount,
+        deadline: Option<Duration>,
+    ) -> Result<OperationStatus, VmError> {
+        let config = self.description.memory_hotplug.ok_or(VmError::NoHotplug)?;
+        let (bytes, most) = (size.bytes(), config.total_size_mib << 20);
+        if bytes > most || !bytes.is_multiple_of(config.block_size_mib << 20) {
+            return Err(VmError::HotplugSize(format!("{bytes} B; allowed: 0 to {most} B")));
         }
+        self.note(format!("request {bytes} deadline {deadline:?}"));
+        Ok(self.hotplug.begin(self.driver, size, deadline))
+    }
+
+    fn hotplug_status(&self) -> Option<HotplugStatus> {
+        let config = self.description.memory_hotplug?;
+        Some(HotplugStatus {
+            addr: 4 << 30,
+            total_bytes: config.total_size_mib << 20,
+            block_bytes: config.block_size_mib << 20,
+            slot_bytes: config.slot_size_mib << 20,
+            usable_bytes: 256 << 20,
+            plugged: self.hotplug.actual,
+            requested: self.hotplug.target(),
+            host_resident_bytes: Some(self.hotplug.actual.bytes()),
+            truth: "smaps Anonymous + Swap",
+            acked_features: (self.driver != Driver::Hangs).then_some(1 << 32 | 2),
+            driver_ready: self.driver != Driver::Hangs,
+            needs_reset: false,
+            last_kick: None,
+        })
     }
 
     fn balloon(&self) -> BalloonStatus {
-        let target = self.operations.last().map_or(PageCount::ZERO, |operation| operation.target);
+        let actual = self.balloon.actual;
         BalloonStatus {
             ram: RAM,
-            target,
-            actual: self.actual,
-            claimed: self.actual,
-            host_resident_bytes: Some(RAM.saturating_sub(self.actual).bytes()),
+            target: self.balloon.target(),
+            actual,
+            claimed: actual,
+            host_resident_bytes: Some(RAM.saturating_sub(actual).bytes()),
             truth: "smaps Anonymous + Swap",
             offered_features: 1 << 32 | 1,
             acked_features: (self.driver != Driver::Hangs).then_some(1 << 32),
@@ -398,12 +396,88 @@ impl State {
             labels: "device=\"balloon\"".into(),
             help: "What the driver says the balloon holds",
             is_counter: false,
-            value: self.actual.bytes() as f64,
+            value: self.balloon.actual.bytes() as f64,
         }]
     }
 }
 
-/// 512 MiB, two vCPUs, a balloon.
+/// What is resized, and its operations.
+#[derive(Default)]
+struct Resizes {
+    operations: Vec<OperationStatus>,
+    actual: PageCount,
+}
+
+impl Resizes {
+    fn target(&self) -> PageCount {
+        self.operations.last().map_or(PageCount::ZERO, |operation| operation.target)
+    }
+
+    fn begin(
+        &mut self,
+        driver: Driver,
+        target: PageCount,
+        deadline: Option<Duration>,
+    ) -> OperationStatus {
+        if let Some(last) = self.operations.last_mut().filter(|o| is_running(o)) {
+            last.state = OperationState::Superseded;
+        }
+        let status = OperationStatus {
+            id: self.operations.len() as u64 + 1,
+            state: OperationState::Running,
+            from: self.actual,
+            target,
+            actual: self.actual,
+            ram: RAM,
+            elapsed: Duration::ZERO,
+            since_progress: Duration::ZERO,
+            note: (deadline.is_some() && driver == Driver::Hangs).then_some("driver missing"),
+        };
+        self.operations.push(status.clone());
+        status
+    }
+
+    fn look(&mut self, driver: Driver, id: Option<u64>) -> Option<OperationStatus> {
+        self.step(driver);
+        match id {
+            Some(id) => self.operations.iter().find(|operation| operation.id == id).cloned(),
+            None => self.operations.last().cloned(),
+        }
+    }
+
+    /// Lets the latest operation come one step further.
+    fn step(&mut self, driver: Driver) {
+        let Some(last) = self.operations.last_mut().filter(|o| is_running(o)) else { return };
+        last.elapsed += Duration::from_millis(40);
+        last.since_progress += Duration::from_millis(40);
+        let limit = match driver {
+            Driver::Follows => last.target,
+            Driver::StallsAt(limit) => last.target.min(limit),
+            Driver::LosesToAnother => {
+                last.state = OperationState::Superseded;
+                return;
+            }
+            Driver::Hangs | Driver::LoopHangs => {
+                if last.note.is_some() {
+                    last.state = OperationState::TimedOut;
+                }
+                return;
+            }
+        };
+        let before = last.actual;
+        last.actual = nearer(last.from, last.actual, limit);
+        self.actual = last.actual;
+        if last.actual == last.target {
+            last.state = OperationState::Reached;
+        } else if last.actual == before {
+            last.state = OperationState::Stalled;
+        } else {
+            last.since_progress = Duration::ZERO;
+        }
+    }
+}
+
+/// 512 MiB, two vCPUs, a balloon, 1 GiB of hotplug memory.
 fn description() -> api::VmConfig {
     api::VmConfig {
         balloon: Some(api::BalloonConfig {
@@ -412,6 +486,11 @@ fn description() -> api::VmConfig {
             stats_polling_interval_s: 0,
             free_page_hinting: false,
             free_page_reporting: false,
+        }),
+        memory_hotplug: Some(api::MemoryHotplugConfig {
+            total_size_mib: 1024,
+            block_size_mib: 2,
+            slot_size_mib: 128,
         }),
         boot_source: Some(api::BootSource {
             kernel_image_path: api::BootSource::EMBEDDED.into(),

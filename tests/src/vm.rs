@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use aerostat_api::balloon::{Operation, OperationRequest, OperationState};
-use aerostat_api::client::Client;
+use aerostat_api::client::{Client, ClientError};
 use aerostat_api::guest::{ExecEvent, ExecRequest};
 use tempfile::TempDir;
 
@@ -201,9 +201,13 @@ impl TestVm {
     /// # Panics
     /// If it is unknown, or ends in another way, or not at all.
     pub fn finish_resize(&self, id: u64) -> Operation {
+        self.finish(|client| client.operation(Some(id)))
+    }
+
+    fn finish(&self, ask: impl Fn(&Client) -> Result<Option<Operation>, ClientError>) -> Operation {
         let mut last = None;
         let reached = poll_for(PATIENCE, || {
-            let operation = self.client.operation(Some(id)).expect("an answer").expect("known");
+            let operation = ask(&self.client).expect("an answer").expect("known");
             let state = operation.state;
             last = Some(operation);
             (state != OperationState::Running && state != OperationState::Stalled).then_some(state)
@@ -220,6 +224,27 @@ impl TestVm {
     /// If it does not come to that.
     pub fn resize(&self, target_bytes: u64) -> Operation {
         self.finish_resize(self.begin_resize(target_bytes).id)
+    }
+
+    /// Asks the guest for `bytes` of hotplug memory and waits until exactly that is plugged.
+    ///
+    /// # Panics
+    /// If it does not come to that.
+    pub fn resize_hotplug(&self, bytes: u64) -> Operation {
+        let request = OperationRequest { target_bytes: bytes, timeout_ms: None };
+        let begun = self.client.begin_hotplug_operation(&request).expect("a valid size");
+        self.finish(|client| client.hotplug_operation(Some(begun.id)))
+    }
+
+    /// Bytes of host memory behind a region of `region_bytes` of hotplug memory on anonymous memory, read from the kernel
+    /// without the VMM's help.
+    ///
+    /// # Panics
+    /// If `/proc` cannot be read, or not exactly one mapping has that size.
+    pub fn hotplug_host_bytes(&self, region_bytes: u64) -> u64 {
+        let found: Vec<Mapping> = self.mappings().filter(|m| m.size == region_bytes).collect();
+        let [region] = &found[..] else { panic!("not one mapping has that size: {found:?}") };
+        region.anonymous
     }
 
     /// Bytes of host memory behind the guest's RAM, read from the kernel without the VMM's help.
@@ -255,4 +280,12 @@ impl Drop for TestVm {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// A process that process `parent` has started.
+#[must_use]
+pub fn child_of(parent: u32) -> Option<u32> {
+    let children =
+        std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
 }

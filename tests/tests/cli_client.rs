@@ -66,6 +66,60 @@ fn inflate_and_deflate_move_from_the_present_target() {
 }
 
 #[test]
+fn plug_and_unplug_move_from_what_is_requested() {
+    let vm = MockVm::start(Driver::Follows);
+    let said = on(&vm, "memory plug 256M");
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    // RAM is 512 MiB.
+    let wanted =
+        "reached: hotplug memory 268435456 B (256 MiB), the guest has 805306368 B (768 MiB) in all";
+    assert!(said.out.starts_with(wanted), "{}", said.out);
+    for line in ["memory plug 2M", "memory unplug 130M", "memory unplug", "memory plug 1G --json"] {
+        assert_eq!(on(&vm, line).code, Some(0), "{line}");
+    }
+    let sizes: Vec<u64> =
+        vm.log().iter().map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect();
+    assert_eq!(sizes, [256 * MIB, 258 * MIB, 128 * MIB, 0, 1024 * MIB]);
+    let got = on(&vm, "memory get");
+    assert_eq!(got.code, Some(0), "{}", got.err);
+    for part in ["1073741824 B (1 GiB) at 0x100000000", "unplugged-inaccessible", "ready"] {
+        assert!(got.out.contains(part), "{part}: {}", got.out);
+    }
+}
+
+#[test]
+fn sizes_that_cannot_be_plugged_are_refused_with_value_and_range() {
+    let vm = MockVm::start(Driver::Follows);
+    assert_eq!(on(&vm, "memory plug 64M").code, Some(0));
+    let before = vm.log().len();
+    for (line, expected) in [
+        ("memory plug 1G", "allowed: up to 1006632960 B (960 MiB)"),
+        ("memory plug 1M", "1048576 B (1 MiB) is no multiple of the block size, 2097152 B (2 MiB)"),
+        ("memory unplug 66M", "67108864 B (64 MiB) are requested"),
+        ("memory unplug 3M", "is no multiple of the block size"),
+        ("memory plug 0", "0"),
+        ("memory plug", "SIZE"),
+        ("memory plug -2M", "is no size"),
+    ] {
+        let said = on(&vm, line);
+        assert_eq!(said.code, Some(2), "{line}: {}", said.err);
+        assert!(said.err.contains(expected), "{line}: {}", said.err);
+    }
+    assert_eq!(vm.log().len(), before, "nothing has been asked of the VM");
+}
+
+#[test]
+fn a_plug_that_stalls_or_times_out_has_the_exit_code_of_a_balloons() {
+    let vm = MockVm::start(Driver::StallsAt(PageCount::new(64 * 256)));
+    let said = on(&vm, "memory plug 128M");
+    assert_eq!(said.code, Some(10), "{}", said.err);
+    assert!(said.out.contains("deficit 67108864 B (64 MiB)"), "{}", said.out);
+    assert_eq!(on(&MockVm::start(Driver::Hangs), "memory plug 2M --timeout 1s").code, Some(11));
+    assert_eq!(on(&MockVm::start(Driver::LosesToAnother), "memory plug 2M").code, Some(12));
+    assert_eq!(on(&MockVm::start(Driver::Hangs), "memory plug 2M --no-wait").code, Some(0));
+}
+
+#[test]
 fn a_stall_exits_with_10_and_says_deficit_and_last_progress() {
     let vm = MockVm::start(Driver::StallsAt(PageCount::new(100 * 256)));
     let said = on(&vm, "balloon set 256M");

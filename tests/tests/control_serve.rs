@@ -12,7 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use aerostat_api::{
-    ActionType, BalloonConfig, BootSource, ClientError, InstanceState, MachineConfig, VmConfig,
+    ActionType, BalloonConfig, BootSource, ClientError, InstanceState, MachineConfig,
+    MemoryHotplugConfig, VmConfig,
 };
 use proptest::prelude::*;
 use system_tests::mock_vm::MockVm;
@@ -39,6 +40,10 @@ fn balloon(amount_mib: u32) -> BalloonConfig {
     }
 }
 
+fn hotplug(total_size_mib: u64) -> MemoryHotplugConfig {
+    MemoryHotplugConfig { total_size_mib, block_size_mib: 2, slot_size_mib: 128 }
+}
+
 /// Status and body of a request.
 fn send(vm: &MockVm, method: &str, path: &str, body: &str) -> (u16, String) {
     let answer = vm.client().raw(method, path, body.as_bytes()).unwrap();
@@ -54,7 +59,7 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (u16, String) 
 
 /// Every request with its answer's status before and after the start. Where one state refuses what the
 /// other takes, the message says which.
-const RULES: [(&str, &str, &str, u16, u16); 42] = [
+const RULES: [(&str, &str, &str, u16, u16); 47] = [
     ("GET", "/", "", 200, 200),
     ("GET", "/version", "", 200, 200),
     ("GET", "/vm", "", 200, 200),
@@ -88,7 +93,12 @@ const RULES: [(&str, &str, &str, u16, u16); 42] = [
     ("PUT", "/network-interfaces/eth0", "{}", 400, 400),
     ("PATCH", "/network-interfaces/eth0", "{}", 400, 400),
     ("PUT", "/pmem/a", "{}", 400, 400),
-    ("GET", "/hotplug/memory", "", 400, 400),
+    ("PUT", "/hotplug/memory", r#"{"total_size_mib":1024}"#, 204, 400),
+    ("GET", "/hotplug/memory", "", 400, 200),
+    ("PATCH", "/hotplug/memory", r#"{"requested_size_mib":2}"#, 400, 204),
+    ("GET", "/hotplug/memory/status", "", 409, 200),
+    ("GET", "/hotplug/memory/operation", "", 409, 200),
+    ("PUT", "/hotplug/memory/operation", r#"{"target_bytes":2097152}"#, 409, 200),
     ("PUT", "/snapshot/create", "{}", 400, 400),
     ("PUT", "/snapshot/load", "{}", 400, 400),
     ("GET", "/mmds", "", 400, 400),
@@ -104,6 +114,7 @@ fn every_request_is_answered_as_the_rules_of_its_state_say() {
     let (before, after) = (startable(), startable());
     after.client().set_boot_source(&embedded()).unwrap();
     after.client().set_balloon(&balloon(0)).unwrap();
+    after.client().set_hotplug_memory(&hotplug(1024)).unwrap();
     after.client().start().unwrap();
     for (method, path, body, status_before, status_after) in RULES {
         let name = format!("{method} {path} {body}");
@@ -138,11 +149,57 @@ fn what_is_not_supported_is_refused_by_its_name() {
         ("PATCH", "/mmds", "MMDS"),
         ("PUT", "/cpu-config", "cpu-config"),
         ("PUT", "/pmem/a", "pmem"),
-        ("PATCH", "/hotplug/memory", "hotplug"),
     ] {
         let (status, said) = send(&vm, method, path, "{}");
         assert_eq!(status, 400, "{said}");
         assert!(said.contains(name) && said.contains("not supported by aerostat"), "{said}");
+    }
+}
+
+#[test]
+fn hotplug_memory_that_cannot_be_is_refused_and_what_was_there_stays() {
+    let vm = startable();
+    vm.client().set_hotplug_memory(&hotplug(1024)).unwrap();
+    for (body, reason) in [
+        (r#"{"total_size_mib":1000}"#, "1048576000 B of hotplug memory are not possible"),
+        (r#"{"total_size_mib":64}"#, "multiples of the slot size, 134217728 B"),
+        (r#"{"total_size_mib":0}"#, "0 B of hotplug memory"),
+        (r#"{"total_size_mib":131072}"#, "64 GiB"),
+        (r#"{"total_size_mib":18446744073709551615}"#, "allowed"),
+        (r#"{"total_size_mib":1024,"block_size_mib":1}"#, "blocks of 1048576 B"),
+        (r#"{"total_size_mib":1024,"block_size_mib":3}"#, "powers of two"),
+        (r#"{"total_size_mib":1024,"block_size_mib":256}"#, "slots of 134217728 B"),
+        (r#"{"total_size_mib":1024,"slot_size_mib":0}"#, "slots of 0 B"),
+        (r#"{"block_size_mib":2}"#, "missing field `total_size_mib`"),
+        (r#"{"total_size_mib":1024,"colour":1}"#, "unknown field `colour`"),
+        (r#"{"total_size_mib":-1}"#, "-1"),
+        (r#"{"total_size_mib":"1G"}"#, "1G"),
+    ] {
+        let (status, said) = send(&vm, "PUT", "/hotplug/memory", body);
+        assert_eq!(status, 400, "{body}: {said}");
+        assert!(said.contains(reason), "{body}: {said}");
+    }
+    assert_eq!(vm.client().vm_config().unwrap().memory_hotplug, Some(hotplug(1024)));
+    // As strict as can be: every block a slot.
+    let body = r#"{"total_size_mib":256,"block_size_mib":2,"slot_size_mib":2}"#;
+    assert_eq!(send(&vm, "PUT", "/hotplug/memory", body).0, 204);
+}
+
+#[test]
+fn a_running_vm_without_hotplug_memory_says_so() {
+    let vm = startable();
+    vm.client().set_boot_source(&embedded()).unwrap();
+    vm.client().start().unwrap();
+    for (method, path, body) in [
+        ("GET", "/hotplug/memory", ""),
+        ("PATCH", "/hotplug/memory", r#"{"requested_size_mib":0}"#),
+        ("GET", "/hotplug/memory/status", ""),
+        ("GET", "/hotplug/memory/operation", ""),
+        ("PUT", "/hotplug/memory/operation", r#"{"target_bytes":0}"#),
+    ] {
+        let (status, said) = send(&vm, method, path, body);
+        assert_eq!(status, 400, "{method} {path}: {said}");
+        assert!(said.contains("no hotplug memory"), "{said}");
     }
 }
 

@@ -62,6 +62,11 @@ fn entropy_survives_its_seeds() {
 }
 
 #[test]
+fn mem_survives_its_seeds() {
+    replay("mem");
+}
+
+#[test]
 fn kernel_survives_its_seeds() {
     replay("kernel");
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 use system_tests::binary::aerostat;
 use system_tests::kvm::kvm_or_skip;
-use system_tests::vm::{TestVm, scaled, wait_for};
+use system_tests::vm::{TestVm, child_of, scaled, wait_for};
 
 const MIB: u64 = 1 << 20;
 
@@ -289,11 +289,6 @@ fn end_demo_by(signal: i32) -> tempfile::TempDir {
     assert!(!demo.wait().unwrap().success());
     wait_for("the demo's VM to end", || (!is_running(vm)).then_some(()));
     temporary
-}
-
-fn child_of(parent: u32) -> Option<u32> {
-    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
 }
 
 /// Whether `pid` still runs; what has ended and waits to be reaped does not.

@@ -15,7 +15,7 @@ const SIMULATED_PAGES: u64 = RAM / 4096;
 
 /// All scenarios but the measurements, which say nothing of right and wrong, and the census, which follows each.
 fn scenarios() -> impl Iterator<Item = &'static str> {
-    let all = Name::ALL.iter().filter(|name| !matches!(name, Name::BenchMm | Name::Census));
+    let all = Name::ALL.iter().filter(|name| !(name.is_measurement() || **name == Name::Census));
     all.map(|name| name.spec().name)
 }
 
@@ -93,5 +93,23 @@ fn senseless_arguments_end_in_the_usage() {
         let (code, lines) = vm.exec("gup-stress", args);
         assert_eq!(code, 2, "{args:?}: {lines:?}");
         assert!(lines.iter().any(|line| line.starts_with("usage: gup-stress [--seed N]")));
+    }
+}
+
+/// In a GiB whose page directory is there from the start; the device's memory lies where none is.
+#[test]
+fn memory_that_no_boot_map_has_comes_to_life_on_a_real_mmu() {
+    if !kvm_or_skip() {
+        return;
+    }
+    for vcpus in ["1", "2", "4"] {
+        let vm = TestVm::start(2 * RAM, &["--vcpus", vcpus, "--cmdline", "spare=64M"]);
+        let lines = vm.exec_ok("come-to-life", &["--seed", vcpus]);
+        assert!(!lines.iter().any(|line| line.starts_with("SKIPPED")), "{lines:#?}");
+        let census = vm.exec_ok("census", &[]);
+        assert!(census.iter().any(|line| line == "0 discrepancies"), "{census:#?}");
+        let lines = vm.exec_ok("exp-e10", &["--seed", vcpus]);
+        let end = lines.iter().find(|line| line.contains("\"samples\":"));
+        assert!(end.is_some_and(|end| !end.contains("\"samples\":0")), "{lines:#?}");
     }
 }

@@ -14,7 +14,11 @@ const MODELS: &[(&[&str], usize)] = &[
     (&["--package", "guest-mm", "--release", "--test", "loom"], 8),
     (&["--package", "guest-mm", "--release", "--test", "loom_xarray"], 13),
     (&["--package", "guest-mm", "--release", "--test", "loom_mailbox"], 5),
-    (&["--package", "guest-mm", "--release", "--test", "loom_gup"], 5),
+    (&["--package", "guest-mm", "--release", "--test", "loom_gup"], 10),
+    (&["--package", "guest-mm", "--release", "--test", "loom_folio"], 14),
+    (&["--package", "guest-mm", "--release", "--test", "loom_sleeper"], 3),
+    (&["--package", "guest-mm", "--release", "--test", "loom_migrate"], 8),
+    (&["--package", "guest-mm", "--release", "--test", "loom_balloon"], 4),
     (&["--package", "devices", "--lib", "loom"], 3),
 ];
 

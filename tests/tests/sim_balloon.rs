@@ -7,9 +7,15 @@ use system_tests::sim::{Checks, Scenario, SimOutcome, StoreKind, Violation, run,
 
 /// Seeds of each test in CI.
 const SEEDS: u64 = 12;
+/// Seeds of each test of migration, of which there are several each.
+const MIGRATION_SEEDS: u64 = 5;
 
 fn play(scenario: Scenario) -> Vec<SimOutcome> {
-    let outcomes: Vec<_> = seeds(SEEDS)
+    play_seeds(scenario, SEEDS)
+}
+
+fn play_seeds(scenario: Scenario, default: u64) -> Vec<SimOutcome> {
+    let outcomes: Vec<_> = seeds(default)
         .map(|seed| match run(scenario, seed) {
             Ok(outcome) => outcome,
             Err(violation) => panic!("seed {seed} of {scenario:?}: {violation}"),
@@ -97,6 +103,50 @@ fn a_run_replays_from_its_seed() {
     assert_eq!(first, second);
 }
 
+/// Scenarios in which ballooned pages migrate: plain, page by page, with releases beside the device.
+fn migrations() -> [Scenario; 3] {
+    let scenario = Scenario { migrates: true, out_of_memory: true, ..Scenario::default() };
+    let small = Scenario { max_order: 0, ..scenario };
+    [scenario, small, Scenario { deferred: true, ..scenario }]
+}
+
+#[test]
+fn ballooned_pages_migrate_against_inflation_deflation_and_out_of_memory() {
+    for scenario in migrations() {
+        let outcomes: Vec<_> = [StoreKind::XArray, StoreKind::Bitmap]
+            .into_iter()
+            .flat_map(|store| play_seeds(Scenario { store, ..scenario }, MIGRATION_SEEDS))
+            .collect();
+        let sum = |figure: fn(&SimOutcome) -> u64| outcomes.iter().map(figure).sum::<u64>();
+        println!(
+            "{} pages moved, {} released, {} kept, {} rounds",
+            sum(|o| o.driver.migrated_pages),
+            sum(|o| o.driver.released_pages),
+            sum(|o| o.driver.kept_pages),
+            sum(|o| o.driver.migrate_rounds),
+        );
+        assert!(sum(|o| o.driver.migrated_pages) > 100);
+        assert!(sum(|o| o.driver.released_pages) > 0);
+        assert!(sum(|o| o.driver.kept_pages) > 0);
+        assert!(sum(|o| o.driver.oom_pages) > 0);
+        assert_eq!(sum(|o| o.migrated.migrated), sum(|o| o.driver.migrated_pages));
+        assert_eq!(sum(|o| o.migrated.released), sum(|o| o.driver.released_pages));
+        assert_eq!(sum(|o| o.migrated.kept), sum(|o| o.driver.kept_pages));
+    }
+}
+
+#[test]
+fn migrations_that_fail_anywhere_lose_nothing() {
+    for scenario in migrations() {
+        let outcomes = play_seeds(Scenario { faults_one_in: 12, ..scenario }, MIGRATION_SEEDS);
+        assert!(outcomes.iter().any(|outcome| outcome.driver.migrated_pages > 0));
+        let hostile = Scenario { is_hostile: true, faults_one_in: 50, ..scenario };
+        let outcomes = play_seeds(hostile, MIGRATION_SEEDS);
+        assert!(outcomes.iter().any(|outcome| outcome.driver.resets > 0));
+        assert!(outcomes.iter().any(|outcome| outcome.driver.kept_pages > 0));
+    }
+}
+
 /// Seeds up to the first violation that `is_it` admits.
 fn seeds_until(scenario: Scenario, is_it: impl Fn(&Violation) -> bool) -> u64 {
     let found = (0..50).find(|&seed| run(scenario, seed).is_err_and(|violation| is_it(&violation)));
@@ -123,5 +173,40 @@ fn a_driver_that_frees_pages_before_the_hosts_answer_is_noticed() {
     let seeds = seeds_until(mutant(Mutant::FreedBeforeAnswer, Checks::All), |violation| {
         matches!(violation, Violation::ClaimedNotOffline(..))
     });
+    assert!(seeds <= 2, "noticed only after {seeds} seeds");
+}
+
+/// Only migration frees pages of this balloon, which never deflates.
+fn only_migration(defect: Mutant, checks: Checks) -> Scenario {
+    let grows = Scenario { only_grows: true, migrates: true, ..mutant(defect, checks) };
+    Scenario { max_order: 0, ..grows }
+}
+
+#[test]
+fn pages_movable_before_the_hosts_answer_lose_guest_data_through_migration_alone() {
+    let blind = only_migration(Mutant::MovableBeforeUsed, Checks::ContentsOnly);
+    let seeds = seeds_until(blind, |violation| {
+        matches!(violation, Violation::GuestPageDiscarded(_) | Violation::ReportedPageNotZero(_))
+    });
+    println!("guest data lost after {seeds} seeds");
+    // Without migration nothing else would have done it.
+    for seed in 0..10 {
+        let still = Scenario { migrates: false, ..blind };
+        assert!(run(still, seed).is_ok(), "seed {seed} fails without migration");
+    }
+}
+
+#[test]
+fn a_migration_that_deflates_the_old_page_first_leaves_the_host_short() {
+    let defect = only_migration(Mutant::OldDeflatedFirst, Checks::All);
+    let seeds = seeds_until(defect, |violation| matches!(violation, Violation::HostShort(..)));
+    assert!(seeds <= 2, "noticed only after {seeds} seeds");
+}
+
+#[test]
+fn a_migration_that_frees_the_old_page_before_the_hosts_answer_is_noticed() {
+    let defect = only_migration(Mutant::FreedBeforeAnswer, Checks::All);
+    let seeds =
+        seeds_until(defect, |violation| matches!(violation, Violation::ClaimedNotOffline(..)));
     assert!(seeds <= 2, "noticed only after {seeds} seeds");
 }

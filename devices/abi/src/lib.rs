@@ -8,6 +8,7 @@
 pub mod balloon;
 pub mod block;
 pub mod console;
+pub mod mem;
 pub mod mmio;
 pub mod page;
 pub mod platform;

@@ -46,6 +46,12 @@ pub const LOCAL_APIC_BASE: u32 = 0xfee0_0000;
 
 /// Largest guest RAM.
 pub const MAX_RAM_BYTES: u64 = 64 << 30;
+/// Largest region of hotplug memory (virtio-mem).
+pub const MAX_HOTPLUG_BYTES: u64 = 64 << 30;
+/// The region of hotplug memory starts at the first multiple of this that lies above RAM and the hole below 4 GiB.
+///
+/// The largest memory block of Linux on x86-64: whatever size a kernel adds memory in, the region starts at one.
+pub const HOTPLUG_ALIGN_BYTES: u64 = 2 << 30;
 /// Largest number of vCPUs.
 pub const MAX_VCPUS: u8 = 4;
 

@@ -8,6 +8,8 @@ pub const VIRTIO_ID_CONSOLE: u32 = 3;
 pub const VIRTIO_ID_RNG: u32 = 4;
 /// Device id of the traditional memory balloon (§5.5).
 pub const VIRTIO_ID_BALLOON: u32 = 5;
+/// Device id of the memory device (§5.15).
+pub const VIRTIO_ID_MEM: u32 = 24;
 
 /// Ring descriptors may be indirect (§6, bit 28).
 pub const VIRTIO_F_INDIRECT_DESC: u64 = 1 << 28;

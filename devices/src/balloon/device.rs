@@ -5,7 +5,6 @@ use std::sync::Arc;
 use abi::PageCount;
 use abi::balloon::feature;
 use abi::virtio::VIRTIO_ID_BALLOON;
-use vm_memory::GuestMemoryMmap;
 
 use super::config::BalloonConfig;
 use super::counters::BalloonCounters;
@@ -240,7 +239,7 @@ impl Balloon {
         }
         let Active { ram, interrupt, queues, index, ballooned, deflate, .. } = active;
         let queue = queue_mut(queues, DEFLATE)?;
-        deflate.serve(queue, (ram.memory(), index, &**interrupt), ballooned, &mut self.counters)
+        deflate.serve(queue, (&ram.present(), index, &**interrupt), ballooned, &mut self.counters)
     }
 }
 
@@ -249,7 +248,7 @@ impl Active {
         let Activation { ram, queues, interrupt, features } = activation;
         let enabled = |queue: u16| queues.get(usize::from(queue)).is_some_and(Option::is_some);
         let numbering = BalloonQueues::resolve(offered, features, enabled)?;
-        let index = Arc::new(RamIndex::new(ram.ram_ranges()));
+        let index = Arc::new(RamIndex::new(ram.ram_ranges(), ram.hotplug_range()));
         Ok(Self {
             ballooned: PageSet::new(&index),
             inflate: InflateWindow::new(&index),
@@ -272,7 +271,7 @@ impl Active {
         counters: &mut BalloonCounters,
     ) -> Result<Gathered, GuestFault> {
         let queue = queue_mut(&mut self.queues, INFLATE)?;
-        let gathered = self.inflate.gather(queue, self.ram.memory(), &self.index, counters);
+        let gathered = self.inflate.gather(queue, &self.ram.present(), &self.index, counters);
         if self.inflate.pages.as_ref().is_some_and(|pages| pages.count() == 0) {
             return Ok(gathered);
         }
@@ -311,8 +310,7 @@ impl Active {
     fn publish(&mut self, counters: &mut BalloonCounters) -> Result<(), GuestFault> {
         self.release = Release::None;
         let queue = queue_mut(&mut self.queues, INFLATE)?;
-        let mem: &GuestMemoryMmap = self.ram.memory();
-        self.inflate.publish(queue, mem, &*self.interrupt, counters)
+        self.inflate.publish(queue, &self.ram.present(), &*self.interrupt, counters)
     }
 }
 

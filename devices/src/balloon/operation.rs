@@ -86,6 +86,26 @@ pub struct ResizeLimits {
     pub deadline: Option<Duration>,
 }
 
+/// Why a resize goes no further, as a person would say it of this device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StallNotes {
+    /// `actual` stays below the target.
+    pub below: &'static str,
+    /// `actual` stays above the target.
+    pub above: &'static str,
+}
+
+impl StallNotes {
+    /// Of a balloon.
+    pub const BALLOON: Self = Self {
+        below: "the guest gives no more memory",
+        above: "the guest takes no more memory back",
+    };
+    /// Of hotplug memory, where `actual` is what is plugged.
+    pub const HOTPLUG: Self =
+        Self { below: "the guest plugs no more memory", above: "the guest unplugs no more memory" };
+}
+
 /// A resize operation, from a target to its end.
 #[derive(Debug, Clone)]
 pub struct ResizeOperation {
@@ -253,7 +273,7 @@ impl ResizeOperation {
     }
 
     /// What holds the operation up, for a person.
-    pub const fn note(&self) -> Option<&'static str> {
+    pub const fn note(&self, notes: StallNotes) -> Option<&'static str> {
         if self.state.is_final() && !matches!(self.state, ResizeState::TimedOut) {
             return None;
         }
@@ -264,18 +284,14 @@ impl ResizeOperation {
             DriverState::Missing => Some("driver missing"),
             DriverState::NeedsReset => Some("device needs a reset"),
             DriverState::Ready => match self.state {
-                ResizeState::Stalled | ResizeState::TimedOut => Some(self.stall_note()),
+                ResizeState::Stalled | ResizeState::TimedOut => Some(self.stall_note(notes)),
                 ResizeState::Running | ResizeState::Reached | ResizeState::Superseded => None,
             },
         }
     }
 
-    const fn stall_note(&self) -> &'static str {
-        if self.seen.actual.get() < self.target.get() {
-            "the guest gives no more memory"
-        } else {
-            "the guest takes no more memory back"
-        }
+    const fn stall_note(&self, notes: StallNotes) -> &'static str {
+        if self.seen.actual.get() < self.target.get() { notes.below } else { notes.above }
     }
 }
 

@@ -23,21 +23,23 @@ pub(super) struct RamIndex {
     /// Ranges of RAM with the number of their first frame, ascending.
     ranges: Vec<(PfnRange, u64)>,
     numbers: usize,
+    /// The range of which not all need be there.
+    hotplug: Option<PfnRange>,
 }
 
 impl RamIndex {
-    /// `ram`: sorted, disjoint, not empty.
-    pub(super) fn new(ram: &[PfnRange]) -> Self {
+    /// `ram`: sorted, disjoint, not empty; `hotplug`: above it.
+    pub(super) fn new(ram: &[PfnRange], hotplug: Option<PfnRange>) -> Self {
         const BLOCK: u64 = BLOCK_PAGES as u64;
         let mut ranges = Vec::with_capacity(ram.len());
         let mut next = 0u64;
-        for &range in ram {
+        for &range in ram.iter().chain(&hotplug) {
             let first = next + range.start().number() % BLOCK;
             ranges.push((range, first));
             let end = first + range.len().get();
             next = (end + 1).next_multiple_of(BLOCK);
         }
-        Self { ranges, numbers: to_usize(next) }
+        Self { ranges, numbers: to_usize(next), hotplug }
     }
 
     /// The number of `pfn`, or `None` if it is not RAM.
@@ -46,6 +48,11 @@ impl RamIndex {
             let offset = pfn.offset_from(range.start())?;
             (offset < range.len()).then(|| to_usize(first + offset.get()))
         })
+    }
+
+    /// Whether `pfn` lies where hotplug memory may be.
+    pub(super) fn is_hotplug(&self, pfn: Pfn) -> bool {
+        self.hotplug.is_some_and(|range| range.contains(pfn))
     }
 
     /// Whether `pfn` lies above all RAM; if not and it has no number, it lies in a hole.
@@ -265,7 +272,7 @@ mod tests {
     proptest! {
         #[test]
         fn runs_are_those_of_a_naive_set(pages in prop::collection::vec(0u64..6500, 0..400), dense in 0u64..6000) {
-            let index = RamIndex::new(&ram());
+            let index = RamIndex::new(&ram(), None);
             let mut set = PageSet::new(&index);
             let mut model = BTreeSet::new();
             for page in pages.into_iter().chain(dense..dense + 300) {
@@ -288,7 +295,7 @@ mod tests {
             b in prop::collection::btree_set(0u64..700, 0..300),
             gone in prop::collection::vec(0u64..700, 0..300),
         ) {
-            let index = RamIndex::new(&ram());
+            let index = RamIndex::new(&ram(), None);
             let number = |page| index.number_of(Pfn::new(page).unwrap()).unwrap();
             let (mut left, mut right) = (PageSet::new(&index), PageSet::new(&index));
             a.iter().for_each(|&page| { left.insert(number(page)); });
@@ -306,7 +313,7 @@ mod tests {
 
     #[test]
     fn only_complete_blocks_are_kept() {
-        let index = RamIndex::new(&[range((0, 2048))]);
+        let index = RamIndex::new(&[range((0, 2048))], None);
         let (mut ballooned, mut window) = (PageSet::new(&index), PageSet::new(&index));
         (500..1536).for_each(|n| assert!(ballooned.insert(n)));
         for n in [600, 1030] {
@@ -323,7 +330,7 @@ mod tests {
 
     #[test]
     fn numbers_keep_the_alignment_of_blocks() {
-        let index = RamIndex::new(&ram());
+        let index = RamIndex::new(&ram(), None);
         for page in [0, 511, 699, 1000, 5000, 6299] {
             let number = index.number_of(Pfn::new(page).unwrap()).unwrap();
             assert_eq!(number as u64 % 512, page % 512);

@@ -2,7 +2,7 @@
 
 use abi::Pfn;
 use abi::balloon::PFN_BYTES;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::counters::QueueCounters;
 use super::page_set::RamIndex;
@@ -57,7 +57,7 @@ impl ReadingChain {
                 }
             };
             let (pfns, ragged) = piece.get(..got).unwrap_or_default().as_chunks::<PFN_BYTES>();
-            count.frames(index, pfns, &mut each);
+            count.frames(mem, index, pfns, &mut each);
             *budget -= pfns.len();
             if got < want || !ragged.is_empty() {
                 count.broke("ragged_length", u64::from(!ragged.is_empty()));
@@ -80,6 +80,11 @@ impl ReadingChain {
     }
 }
 
+/// Whether the frame is memory now. Blocks are whole frames, so its first byte tells.
+fn is_present(mem: &GuestMemoryMmap, pfn: Pfn) -> bool {
+    mem.address_in_range(GuestAddress(pfn.gpa()))
+}
+
 /// Where [`ReadingChain::read`] counts.
 pub(super) struct FrameCounts<'a> {
     pub(super) queue: &'static str,
@@ -88,11 +93,18 @@ pub(super) struct FrameCounts<'a> {
 
 impl FrameCounts<'_> {
     /// Sorts wire values into RAM and the reasons why not: the only door from a guest's claim to a frame.
-    fn frames(&mut self, index: &RamIndex, pfns: &[[u8; PFN_BYTES]], each: &mut impl FnMut(usize)) {
-        let (mut above, mut hole) = (0, 0);
+    fn frames(
+        &mut self,
+        mem: &GuestMemoryMmap,
+        index: &RamIndex,
+        pfns: &[[u8; PFN_BYTES]],
+        each: &mut impl FnMut(usize),
+    ) {
+        let (mut above, mut hole, mut unplugged) = (0, 0, 0);
         for &wire in pfns {
             let pfn = Pfn::from_u32(u32::from_le_bytes(wire));
             match index.number_of(pfn) {
+                Some(_) if index.is_hotplug(pfn) && !is_present(mem, pfn) => unplugged += 1,
                 Some(number) => each(number),
                 None if index.is_above(pfn) => above += 1,
                 None => hole += 1,
@@ -101,6 +113,7 @@ impl FrameCounts<'_> {
         self.counters.pfns += pfns.len() as u64;
         self.broke("pfn_above_ram", above);
         self.broke("pfn_in_hole", hole);
+        self.broke("pfn_unplugged", unplugged);
     }
 
     fn broke(&mut self, reason: &'static str, times: u64) {

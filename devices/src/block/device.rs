@@ -251,7 +251,7 @@ impl Block {
         let disk = Disk { properties: self.properties, features: active.features };
         let mut bytes = 0;
         while bytes < BATCH_BYTES && active.taken.len() < usize::from(active.queue.size()) {
-            let chain = match active.queue.pop(active.ram.memory()) {
+            let chain = match active.queue.pop(&active.ram.present()) {
                 Ok(Some(chain)) => chain,
                 Ok(None) => return (Gathered::All, operations),
                 Err(fault) => {
@@ -259,7 +259,7 @@ impl Block {
                     return (Gathered::All, operations);
                 }
             };
-            let state = match judge(&chain, active.ram.memory(), &disk) {
+            let state = match judge(&chain, &active.ram.present(), &disk) {
                 Ok(Request::Operation(operation)) => {
                     let (kind, moved) = describe(&operation);
                     bytes += moved;
@@ -268,7 +268,7 @@ impl Block {
                 }
                 Ok(Request::GetId) => {
                     self.counters.identifications += 1;
-                    State::Decided(identify(&chain, active.ram.memory(), &self.id))
+                    State::Decided(identify(&chain, &active.ram.present(), &self.id))
                 }
                 Err(fault) => {
                     if self.faults.count(fault.name()) {
@@ -299,7 +299,7 @@ impl Block {
     fn answer(&mut self, outcomes: Vec<Outcome>) -> Result<(), GuestFault> {
         let Some(active) = self.active.as_mut() else { return Ok(()) };
         let Active { ram, interrupt, queue, taken, broken, .. } = active;
-        let mem = ram.memory();
+        let mem = &*ram.present();
         let any = !taken.is_empty();
         let mut outcomes = outcomes.into_iter();
         let mut result = Ok(());

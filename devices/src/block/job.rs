@@ -92,7 +92,7 @@ impl IoJob {
             if let Some(Operation::Read(range, to)) = group.whole()
                 && range.len() <= STEP_BYTES
             {
-                let (backend, mem) = (&*self.backend, self.ram.memory());
+                let (backend, mem) = (&*self.backend, &*self.ram.present());
                 let read = self.gate.run(self.life, || backend.try_read(*range, mem, to));
                 // One that failed is tried again by itself, and tells why.
                 group.is_done = read.ok_or(Void)?.unwrap_or(false);
@@ -150,7 +150,7 @@ impl IoJob {
         buffers: &[CheckedDesc],
         call: impl Fn(DiskRange, &GuestMemoryMmap, &[CheckedDesc]) -> Outcome,
     ) -> Result<Outcome, Void> {
-        let mem = self.ram.memory();
+        let mem = &*self.ram.present();
         if range.len() <= STEP_BYTES {
             return self.step(|| call(range, mem, buffers));
         }

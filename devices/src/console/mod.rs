@@ -226,7 +226,7 @@ impl Console {
     fn serve(&mut self, which: ConsoleQueue) -> Result<QueueProgress, GuestFault> {
         let Some(active) = &mut self.active else { return Ok(QueueProgress::Idle) };
         let Active { ram, queues, interrupt, sized, .. } = active;
-        let (mem, interrupt, sized) = (ram.memory(), interrupt.as_ref(), *sized);
+        let (mem, interrupt, sized) = (&*ram.present(), interrupt.as_ref(), *sized);
         let slot = queues.get_mut(usize::from(which.index()));
         let Some(queue) = slot.and_then(Option::as_mut) else { return Ok(QueueProgress::Idle) };
         let (ports, counters) = (&mut self.ports, &mut self.counters);

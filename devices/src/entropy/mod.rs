@@ -133,7 +133,7 @@ impl Entropy {
             }
             return Served::NotBefore(now.saturating_add(SOURCE_RETRY));
         }
-        match buffers.write(ram.memory(), 0, bytes) {
+        match buffers.write(&ram.present(), 0, bytes) {
             Ok(written) => {
                 self.counters.requests += 1;
                 self.counters.bytes += count_of(written);
@@ -160,7 +160,7 @@ impl Entropy {
             }
             let next = match self.waiting.take() {
                 Some((chain, _)) => Some(chain),
-                None => queue.pop(ram.memory())?,
+                None => queue.pop(&ram.present())?,
             };
             let Some(chain) = next else {
                 progress = QueueProgress::Idle;
@@ -168,7 +168,7 @@ impl Entropy {
             };
             match self.answer(&chain, ram.as_ref()) {
                 Served::Done(written) => {
-                    queue.complete(ram.memory(), chain, written)?;
+                    queue.complete(&ram.present(), chain, written)?;
                     given += usize::try_from(written).unwrap_or(TURN_BYTES);
                     returned = true;
                 }
@@ -176,7 +176,7 @@ impl Entropy {
             }
         }
         if returned {
-            queue.signal_used(ram.memory(), interrupt.as_ref())?;
+            queue.signal_used(&ram.present(), interrupt.as_ref())?;
         }
         Ok(progress)
     }

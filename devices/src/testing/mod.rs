@@ -5,6 +5,7 @@
 mod balloon;
 mod block;
 mod driver;
+mod mem;
 mod toy;
 
 use std::sync::Mutex;
@@ -16,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 pub use balloon::{BalloonMachine, FIRST_FREE_PFN};
 pub use block::{BlockAnswer, BlockMachine, DiskFault, MemoryDisk};
 pub use driver::{DriverQueue, DriverRegisters, UsedElement};
+pub use mem::{HotplugRam, MemMachine, TestBlocks, request_bytes};
 pub use toy::ToyDevice;
 
 use crate::interrupt::IrqLine;

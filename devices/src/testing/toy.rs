@@ -93,7 +93,7 @@ impl VirtioDevice for ToyDevice {
 
     fn queue_notified(&mut self, index: u16) -> Result<QueueProgress, GuestFault> {
         let active = self.active.as_mut().expect("the transport kicks active devices only");
-        let mem = active.ram.memory();
+        let mem = &*active.ram.present();
         let queue = active.queues.get_mut(usize::from(index)).and_then(Option::as_mut);
         let queue = queue.expect("the transport kicks enabled queues only");
         for _ in 0..queue.size() {

@@ -27,7 +27,7 @@ counters! {
         status_refused,
         /// A write of driver features at the wrong time.
         features_untimely,
-        /// FEATURES_OK refused: a feature was not offered, or VERSION_1 is missing.
+        /// FEATURES_OK refused: a feature was not offered, or one that is needed is missing.
         features_refused,
         /// A queue register write refused because of the device status.
         queue_untimely,

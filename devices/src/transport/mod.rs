@@ -261,15 +261,16 @@ impl<D: VirtioDevice> MmioTransport<D> {
         }
     }
 
-    /// Sets FEATURES_OK if what the driver accepted was offered and has VERSION_1 (§2.2.2, §6.1).
+    /// Sets FEATURES_OK if what the driver accepted was offered, has VERSION_1 and what the device needs (§2.2.2, §6.1).
     fn judge_features(&mut self) {
         let foreign = self.driver_features & !self.offered_features();
         let modern = self.driver_features & VIRTIO_F_VERSION_1 != 0;
-        if foreign == 0 && modern && !self.driver_features_beyond {
+        let missing = self.device.required_features() & !self.driver_features;
+        if foreign == 0 && missing == 0 && modern && !self.driver_features_beyond {
             self.status |= FEATURES_OK;
         } else if count(&mut self.counters.features_refused) {
             self.warn(format_args!(
-                "Features {:#x} were refused: {foreign:#x} not offered, VERSION_1 {}",
+                "Features {:#x} were refused: {foreign:#x} not offered, {missing:#x} needed, VERSION_1 {}",
                 self.driver_features,
                 if modern { "accepted" } else { "missing" }
             ));
@@ -280,7 +281,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
     fn activate(&mut self) {
         self.status |= DRIVER_OK;
         let features = self.driver_features;
-        let queues = match self.queues.activate(features, self.ram.memory()) {
+        let queues = match self.queues.activate(features, &self.ram.present()) {
             Ok(queues) => queues,
             Err(fault) => return self.refuse_activation(format_args!("{fault}")),
         };

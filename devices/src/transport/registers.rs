@@ -120,7 +120,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             return Err(QueueSetupFault::WrongStatus { status });
         }
         if offset == mmio::QUEUE_READY {
-            self.queues.set_ready(value, self.ram.memory())
+            self.queues.set_ready(value, &self.ram.present())
         } else {
             self.queues.write(offset, value)
         }

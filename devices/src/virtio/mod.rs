@@ -17,6 +17,11 @@ pub trait VirtioDevice: Send {
     /// Feature bits offered, without the transport's own (VERSION_1, INDIRECT_DESC, EVENT_IDX).
     fn device_features(&self) -> u64;
 
+    /// Those of [`Self::device_features`] without which a driver cannot run it: FEATURES_OK is refused then.
+    fn required_features(&self) -> u64 {
+        0
+    }
+
     /// The largest size of each queue; the length is the number of queues.
     fn queue_max_sizes(&self) -> &[u16];
 

@@ -7,6 +7,7 @@
 
 use crate::layout::CPUS;
 use crate::level::Level;
+use crate::size;
 
 /// Scenarios that can be asked for on the command line.
 pub const MAX_EXEC: usize = 8;
@@ -36,6 +37,8 @@ pub struct Options<'a> {
     pub balloon_store: StoreKind,
     /// `cpus=1..4`: how many CPUs to use at most; how many there are, where no table says it.
     pub cpus: Option<usize>,
+    /// `spare=SIZE`: RAM, in bytes, that is not used but kept to be added and removed by the scenario `come-to-life`.
+    pub spare: u64,
     /// `exec=NAME[,ARG]…`: scenarios to run at boot, in order, without an agent.
     exec: List<'a, MAX_EXEC>,
     /// Words of ours that were not understood.
@@ -50,6 +53,7 @@ impl<'a> Options<'a> {
             balloon_order: MAX_ORDER,
             balloon_store: StoreKind::default(),
             cpus: None,
+            spare: 0,
             exec: List::default(),
             complaints: List::default(),
         };
@@ -95,6 +99,10 @@ impl<'a> Options<'a> {
                     self.cpus = Some(cpus)
                 }
                 Ok(_) | Err(_) => return false,
+            },
+            "spare" => match size::parse(value) {
+                Some(bytes) => self.spare = bytes,
+                None => return false,
             },
             "exec" => return !value.is_empty() && self.exec.push(value),
             _ => {}
@@ -150,12 +158,12 @@ mod tests {
     fn our_words_are_read_and_those_of_others_ignored() {
         let options = Options::parse(
             "console=ttyS0 reboot=k panic=1 quiet loglevel=debug balloon.order=0 \
-             balloon.store=bitmap cpus=3 exec=touch,64M exec=poweroff virtio_mmio.device=4K@0xd0000000:5",
+             balloon.store=bitmap cpus=3 spare=16M exec=touch,64M exec=poweroff virtio_mmio.device=4K@0xd0000000:5",
         );
         assert_eq!(options.log_level, Some(Level::Debug));
         assert_eq!(options.balloon_order, 0);
         assert_eq!(options.balloon_store, StoreKind::Bitmap);
-        assert_eq!(options.cpus, Some(3));
+        assert_eq!((options.cpus, options.spare), (Some(3), 16 << 20));
         assert_eq!(options.exec().collect::<Vec<_>>(), ["touch,64M", "poweroff"]);
         assert_eq!(options.complaints().count(), 0);
     }
@@ -169,6 +177,7 @@ mod tests {
             "balloon.store=list",
             "cpus=0",
             "cpus=5",
+            "spare=much",
             "exec=",
         ];
         let line = words.join(" ");

@@ -1,8 +1,9 @@
 //! Builds the page tables of the direct map: 2 MiB leaves, 4 KiB ones where RAM does not fill a large page.
 
 use abi::{Pfn, PfnRange};
+use guest_mm::platform::MapError;
 
-use crate::layout::{IMAGE_GPA, LARGE_PAGE, PAGE};
+use crate::layout::{DIRECT_MAP_LIMIT, IMAGE_GPA, LARGE_PAGE, PAGE};
 
 /// Page table entry bits.
 pub mod entry {
@@ -51,6 +52,98 @@ pub trait TableMemory {
     fn read(&self, table: u64, index: usize) -> u64;
     /// Writes an entry.
     fn write(&mut self, table: u64, index: usize, value: u64);
+    /// Writes all entries of a table that nobody walks and that need not be mapped.
+    fn fill(&mut self, table: u64, entries: &dyn Fn(usize) -> u64);
+}
+
+/// Makes a block of memory that came after the start part of the map below `pdpt`. If its GiB has no
+/// directory, `table`, a page of the block, becomes it.
+///
+/// # Errors
+/// [`MapError`]; nothing has changed.
+pub fn map_block<M: TableMemory>(
+    memory: &mut M,
+    pdpt: u64,
+    block: PfnRange,
+    table: Pfn,
+) -> Result<(), MapError> {
+    let leaves = Leaves::of(block)?;
+    let found = memory.read(pdpt, leaves.gib);
+    if found & entry::PRESENT == 0 {
+        // Filled first, linked afterwards: whoever walks sees all of it or nothing.
+        memory.fill(table.gpa(), &|index| leaves.at(index).unwrap_or(0));
+        memory.write(pdpt, leaves.gib, table.gpa() | entry::TABLE);
+        return Ok(());
+    }
+    let directory = found & entry::ADDRESS;
+    if let Some(taken) = leaves.indices().find(|index| memory.read(directory, *index) != 0) {
+        return Err(MapError::Taken(leaves.frame(taken)));
+    }
+    for index in leaves.indices() {
+        memory.write(directory, index, leaves.at(index).unwrap_or(0));
+    }
+    Ok(())
+}
+
+/// Undoes [`map_block`]. If the block's page is the directory of its GiB, what is left of that moves to `heir`,
+/// the page of another block there. Every CPU must drop its translations before the memory is anything else.
+pub fn unmap_block<M: TableMemory>(
+    memory: &mut M,
+    pdpt: u64,
+    block: PfnRange,
+    table: Pfn,
+    heir: Option<Pfn>,
+) {
+    let Ok(leaves) = Leaves::of(block) else { return };
+    let directory = memory.read(pdpt, leaves.gib) & entry::ADDRESS;
+    if directory != table.gpa() {
+        leaves.indices().for_each(|index| memory.write(directory, index, 0));
+        return;
+    }
+    let Some(heir) = heir else {
+        memory.write(pdpt, leaves.gib, 0);
+        return;
+    };
+    for index in 0..ENTRIES {
+        let kept = if leaves.at(index).is_some() { 0 } else { memory.read(directory, index) };
+        memory.write(heir.gpa(), index, kept);
+    }
+    memory.write(pdpt, leaves.gib, heir.gpa() | entry::TABLE);
+}
+
+/// The directory entries of a block.
+struct Leaves {
+    block: PfnRange,
+    gib: usize,
+}
+
+impl Leaves {
+    fn of(block: PfnRange) -> Result<Self, MapError> {
+        let (start, end) = (block.start().gpa(), block.end().gpa());
+        if end > DIRECT_MAP_LIMIT {
+            return Err(MapError::OutOfReach(block));
+        }
+        let is_whole = start.is_multiple_of(LARGE_PAGE) && end.is_multiple_of(LARGE_PAGE);
+        if !is_whole || block.is_empty() || start >> 30 != (end - 1) >> 30 {
+            return Err(MapError::Misplaced(block));
+        }
+        Ok(Self { block, gib: index(start, 30) })
+    }
+
+    fn indices(&self) -> core::ops::RangeInclusive<usize> {
+        index(self.block.start().gpa(), 21)..=index(self.block.end().gpa() - 1, 21)
+    }
+
+    fn frame(&self, at: usize) -> Pfn {
+        let gib = self.block.start().gpa() >> 30 << 30;
+        Pfn::containing(gib + at as u64 * LARGE_PAGE)
+    }
+
+    /// The entry number `at`, if it is one of the block's.
+    fn at(&self, at: usize) -> Option<u64> {
+        let leaf = self.frame(at).gpa() | entry::DATA | entry::LARGE;
+        self.indices().contains(&at).then_some(leaf)
+    }
 }
 
 /// There was no room for another table; what was mapped stays mapped.
@@ -157,6 +250,9 @@ mod tests {
         fn write(&mut self, table: u64, index: usize, value: u64) {
             self.tables.get_mut(&table).unwrap()[index] = value;
         }
+        fn fill(&mut self, table: u64, entries: &dyn Fn(usize) -> u64) {
+            self.tables.insert(table, core::array::from_fn(entries));
+        }
     }
 
     const IMAGE_TABLE: u64 = 0x1000;
@@ -206,6 +302,69 @@ mod tests {
         let error = map.map(range(0x3_ff00, 0x8_0100)).unwrap_err();
         assert_eq!(error.unmapped.number(), 0x4_0000);
         assert_eq!(walk(&map, 0x3_ff00 << 12), Some(0x3_ff00 << 12));
+    }
+
+    /// 128 MiB, number `n`; its page for tables is the second.
+    fn block(n: u64) -> (PfnRange, Pfn) {
+        (range(n << 15, (n + 1) << 15), Pfn::containing(((n << 15) + 1) << 12))
+    }
+
+    #[test]
+    fn blocks_that_come_later_bring_the_directory_of_their_gib_and_pass_it_on() {
+        let mut map = new(0);
+        let pdpt = map.pdpt;
+        // Of one GiB: they come in this order and go in that.
+        for (come, go) in [([8, 9, 11], [8, 9, 11]), ([9, 8, 11], [11, 9, 8])] {
+            for n in come {
+                let (block, table) = block(n);
+                // Every block has a page in reserve.
+                map.memory.tables.entry(table.gpa()).or_insert([0xbad; ENTRIES]);
+                assert_eq!(map_block(&mut map.memory, pdpt, block, table), Ok(()));
+            }
+            let mut left = come.to_vec();
+            for n in go {
+                left.retain(|other| *other != n);
+                let (gone, table) = block(n);
+                let heir = left.first().map(|n| block(*n).1);
+                unmap_block(&mut map.memory, pdpt, gone, table, heir);
+                // Its page is anything from now on.
+                map.memory.tables.insert(table.gpa(), [0xbad; ENTRIES]);
+                for n in 8..16 {
+                    let gpa = (n << 27) + 4711;
+                    assert_eq!(walk(&map, gpa), left.contains(&n).then_some(gpa), "block {n}");
+                }
+            }
+            assert_eq!(map.memory.read(pdpt, 1), 0);
+        }
+    }
+
+    #[test]
+    fn a_block_beside_ram_uses_the_directory_that_is_there() {
+        let mut map = new(1);
+        let (ram, (block, table)) = (range(0x4_0000, 0x4_8000), block(9));
+        assert_eq!(map.map(ram), Ok(()));
+        let pdpt = map.pdpt;
+        assert_eq!(map_block(&mut map.memory, pdpt, block, table), Ok(()));
+        let taken = Err(MapError::Taken(block.start()));
+        assert_eq!(map_block(&mut map.memory, pdpt, block, table), taken);
+        assert_eq!(map_block(&mut map.memory, pdpt, ram, table), Err(MapError::Taken(ram.start())));
+        assert_eq!(walk(&map, block.start().gpa()), Some(block.start().gpa()));
+        unmap_block(&mut map.memory, pdpt, block, table, None);
+        assert_eq!(walk(&map, block.start().gpa()), None);
+        assert_eq!(walk(&map, ram.start().gpa()), Some(ram.start().gpa()));
+    }
+
+    #[test]
+    fn blocks_out_of_place_are_refused() {
+        let mut map = new(0);
+        let pdpt = map.pdpt;
+        let mut refused =
+            |block| map_block(&mut map.memory, pdpt, block, block.start()).unwrap_err();
+        let beyond = range(DIRECT_MAP_LIMIT >> 12, (DIRECT_MAP_LIMIT >> 12) + 1024);
+        assert_eq!(refused(beyond), MapError::OutOfReach(beyond));
+        for misplaced in [range(0x4_0100, 0x4_0400), range(0x7_fc00, 0x8_0400), range(512, 512)] {
+            assert_eq!(refused(misplaced), MapError::Misplaced(misplaced));
+        }
     }
 
     proptest! {

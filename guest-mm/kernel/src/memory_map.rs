@@ -4,7 +4,8 @@
 //! is sorted, disjoint, page-aligned, and RAM by every entry's word: an entry
 //! that says otherwise wins.
 
-use abi::{Pfn, PfnRange};
+use abi::{PageCount, Pfn, PfnRange};
+use guest_mm::memdesc::{Order, SECTION_ORDER};
 
 use crate::layout::{DIRECT_MAP_LIMIT, PAGE};
 use crate::start_info::{MapEntry, TYPE_RAM};
@@ -13,6 +14,9 @@ use crate::start_info::{MapEntry, TYPE_RAM};
 pub const MAX_RANGES: usize = 16;
 /// Map entries that are read.
 pub const MAX_ENTRIES: usize = 128;
+
+/// log2 of the pages at whose multiples memory set aside begins and ends.
+const ASIDE_ORDER: u32 = Order::MAX.get();
 
 /// Where APICs, HPET and firmware lie on every PC: never RAM, whatever a map says.
 const APICS_START: u64 = 0xfec0_0000;
@@ -73,6 +77,23 @@ impl RamMap {
     /// The range that contains `pfn`.
     pub fn containing(&self, pfn: Pfn) -> Option<PfnRange> {
         self.ranges().iter().copied().find(|range| range.contains(pfn))
+    }
+
+    /// Takes the last `pages` pages of the highest range that has as many to spare out of RAM, from and to
+    /// multiples of 4 MiB and within a section of 128 MiB; `None` if no range has.
+    pub fn set_aside(&mut self, pages: PageCount) -> Option<PfnRange> {
+        let spare = self.ranges().iter().rev().find_map(|range| {
+            let end = range.end().align_down(ASIDE_ORDER);
+            let start = end.number().checked_sub(pages.get()).and_then(Pfn::new)?;
+            let start = start.align_down(ASIDE_ORDER);
+            let last = Pfn::new(end.number().checked_sub(1)?)?;
+            let section = last.align_down(SECTION_ORDER);
+            let spare = PfnRange::new(start.max(section), end)?;
+            // Never the beginning of a range, where the kernel or something of the loader's may be.
+            (spare.start() > range.start() && !spare.is_empty()).then_some(spare)
+        })?;
+        self.remove(spare);
+        Some(spare)
     }
 
     /// Adds RAM, merging with what it touches.
@@ -193,6 +214,25 @@ mod tests {
         assert_eq!(map.ranges().len(), MAX_RANGES);
         assert_eq!(map.pages(), (85..=100).sum::<u64>());
         assert_eq!(map.dropped_pages(), (1..85).sum::<u64>());
+    }
+
+    #[test]
+    fn memory_set_aside_is_the_end_of_ram_within_one_section() {
+        let of = |bytes: u64, pages: u64| {
+            let mut map = RamMap::new([ram(0, bytes)].into_iter());
+            let aside = map.set_aside(PageCount::new(pages));
+            if let Some(aside) = aside {
+                assert!(map.ranges().iter().all(|range| range.intersection(aside).is_none()));
+                assert_eq!(map.pages() + aside.len().get(), bytes >> 12);
+            }
+            aside.map(|range| (range.start().number(), range.end().number()))
+        };
+        assert_eq!(of(64 << 20, 4096), Some((0x3000, 0x4000)));
+        // Not a multiple of 4 MiB, and not more than the section has.
+        assert_eq!(of((64 << 20) + 4096, 4097), Some((0x2c00, 0x4000)));
+        assert_eq!(of(132 << 20, 4096), Some((0x8000, 0x8400)));
+        assert_eq!(of(16 << 20, 4096), None);
+        assert_eq!(of(2 << 20, 1), None);
     }
 
     fn entry() -> impl Strategy<Value = MapEntry> {

@@ -44,6 +44,8 @@ pub enum Call {
     Census,
     /// Prints the balloon driver's state and counters.
     Balloon,
+    /// Prints the memory device driver's state and counters.
+    Hotplug,
     /// Reads random bytes and looks whether they can be random.
     Entropy {
         /// How many.
@@ -129,6 +131,7 @@ const OWN: &[&str] = &[
     "touch",
     "verify",
     "balloon",
+    "hotplug",
     "entropy",
     "cpus",
     "smp-stress",
@@ -180,6 +183,7 @@ impl Call {
             "verify" => alone(Self::Verify, "verify"),
             "census" => alone(Self::Census, "census"),
             "balloon" => alone(Self::Balloon, "balloon"),
+            "hotplug" => alone(Self::Hotplug, "hotplug"),
             "entropy" => {
                 let usage = "entropy [BYTES], 32 to 1M";
                 let bytes = entropy_bytes(args).ok_or(BadCall::Usage(usage))?;

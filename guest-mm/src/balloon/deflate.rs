@@ -4,7 +4,7 @@ use abi::PageCount;
 
 use super::buffers::{Group, Rejected};
 use super::driver::{BLOCKS_PER_POLL, BalloonDriver, Direction, Stage};
-use super::frames::{ClaimFailure, Claimed, Contents};
+use super::frames::{ClaimFailure, Claimed};
 use super::mutant::Mutant;
 use crate::memdesc::Order;
 use crate::platform::Platform;
@@ -135,14 +135,6 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
             self.settle(block);
         }
         self.deflate.recycle(group);
-    }
-
-    /// Frees a block that the host knows to be deflated.
-    fn free(&mut self, block: Block) {
-        match self.frames.release(block, Contents::GivenAway) {
-            Ok(()) => self.counters.freed_pages += block.pages().get(),
-            Err(_) => self.counters.inconsistencies += 1,
-        }
     }
 
     /// Frees the blocks whose deflation the host has confirmed.

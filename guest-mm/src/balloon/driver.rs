@@ -332,7 +332,7 @@ impl<'m, P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'m, P, B, S> {
     }
 
     /// Pages whose inflation was confirmed and whose deflation has not begun.
-    fn actual(&self) -> PageCount {
+    pub(super) fn actual(&self) -> PageCount {
         self.committed().saturating_sub(self.inflate.in_flight())
     }
 
@@ -391,6 +391,7 @@ impl<'m, P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'m, P, B, S> {
             actual: self.actual(),
             inflating: self.inflate.in_flight(),
             deflating: self.deflate.in_flight(),
+            deflates_on_oom: self.may_deflate_on_oom(),
             counters: self.counters,
         }
     }

@@ -9,10 +9,10 @@ use abi::{PageCount, Pfn};
 
 use crate::buddy::Gfp;
 use crate::memdesc::{DriverId, Order};
-use crate::memory::{ClaimError, Memory, OfflineBlock};
+use crate::memory::{ClaimError, Memory, OfflineBlock, TransitFrames};
 use crate::platform::Platform;
 use crate::store::{
-    Block, BlockState, PfnStore, Reservation, SplitReservation, SplitShape, StoredBlock,
+    Block, BlockState, PfnStore, Reservation, SplitError, SplitReservation, SplitShape, StoredBlock,
 };
 use crate::virtio::{DmaMemory, DmaPage};
 
@@ -69,6 +69,46 @@ impl<P: Platform, S: PfnStore> Frames<'_, P, S> {
         }
         self.memory.park(offline).map_err(|_| TakeError::Inconsistent)?;
         Ok(block)
+    }
+
+    /// Takes a migration's destination into the balloon: in flight, not movable.
+    /// An error leaves it in transit.
+    pub(super) fn take_in(&self, dst: &TransitFrames) -> Result<Block, TakeError> {
+        let reservation = self.store.reserve().map_err(|_| TakeError::Store)?;
+        let block = Block::new(dst.head(), dst.order().get());
+        let block = block.filter(|block| is_addressable(*block)).ok_or(TakeError::Unaddressable)?;
+        self.memory.adopt_offline(dst, DriverId::BALLOON).map_err(|_| TakeError::Inconsistent)?;
+        if reservation.commit(block).is_err() {
+            // The word was just parked: it says so.
+            let _undone = self.memory.disown_offline(dst, DriverId::BALLOON);
+            return Err(TakeError::Inconsistent);
+        }
+        Ok(block)
+    }
+
+    /// Undoes [`Self::take_in`] for a block that the device has never heard of.
+    pub(super) fn give_back(&self, block: Block, dst: &TransitFrames) -> Result<(), TakeError> {
+        self.store.remove(block.head());
+        self.memory.disown_offline(dst, DriverId::BALLOON).map_err(|_| TakeError::Inconsistent)
+    }
+
+    /// Cuts an isolated block so that its first page alone stays isolated.
+    /// [`TakeError::Store`] leaves everything as it was.
+    pub(super) fn cut_isolated(&self, whole: Block) -> Result<(), TakeError> {
+        let head = whole.head();
+        let split =
+            self.store.reserve_split(head, 0, SplitShape::Isolate).map_err(
+                |error| match error {
+                    SplitError::NoMemory => TakeError::Store,
+                    SplitError::NotStored | SplitError::OrderNotBelow => TakeError::Inconsistent,
+                },
+            )?;
+        for _ in 0..whole.order() {
+            let cut = self.memory.split_isolated(head, DriverId::BALLOON);
+            cut.map_err(|_| TakeError::Inconsistent)?;
+        }
+        split.commit().map_err(|_| TakeError::Inconsistent)?;
+        self.settle_rest(whole, Order::ZERO).map_err(|_| TakeError::Inconsistent)
     }
 
     /// The block at `head`, if it is in flight: what a returned buffer must name.

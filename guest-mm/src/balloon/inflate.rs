@@ -112,7 +112,7 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
     }
 
     /// Takes back the blocks of a group that never reached the ring.
-    fn undo(&mut self, group: Group) {
+    pub(super) fn undo(&mut self, group: Group) {
         let mut index = 0;
         while let Some(block) = self.block_of(group, &mut index, Direction::Inflate) {
             self.counters.inflated_pages -= block.pages().get();

@@ -18,24 +18,31 @@
 //! Out of memory, a guest that may takes pages back by itself:
 //! [`BalloonDriver::deflate_on_oom`].
 //!
-//! Deliberately absent for now: statistics, hinting, reporting, and migration
-//! of ballooned pages.
+//! Pages of the balloon move to other frames on behalf of the migration core:
+//! [`BalloonDriver::migrate`]. [`SharedBalloon`] is the driver behind its lock,
+//! for whoever serves it, is out of memory, or migrates.
+//!
+//! Deliberately absent for now: statistics, hinting and reporting.
 
 mod buffers;
 mod deflate;
 mod driver;
 mod frames;
 mod inflate;
+mod migrate;
 mod mutant;
 mod oom;
 mod options;
 mod reset;
-mod timers;
+mod shared;
+pub(crate) mod timers;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use driver::{BalloonDriver, BalloonError};
+pub use migrate::MIGRATE_BATCH;
 pub use mutant::Mutant;
 pub use oom::OOM_PAGES;
 pub use options::{BalloonCounters, BalloonPhase, BalloonStatus, Options, Wake};
+pub use shared::{Patience, SharedBalloon};

@@ -12,6 +12,8 @@ pub enum Mutant {
     MovableBeforeUsed,
     /// Deflated blocks are freed before the host has answered.
     FreedBeforeAnswer,
+    /// Migration tells the host of the old page before it has the new one.
+    OldDeflatedFirst,
 }
 
 impl<P, B, S> BalloonDriver<'_, P, B, S> {

@@ -79,8 +79,17 @@ pub struct BalloonStatus {
     pub inflating: PageCount,
     /// Pages on their way back.
     pub deflating: PageCount,
+    /// Whether an allocation that has nothing else may have its pages.
+    pub deflates_on_oom: bool,
     /// What happened so far.
     pub counters: BalloonCounters,
+}
+
+impl BalloonStatus {
+    /// Pages that the guest does not have because of the balloon.
+    pub const fn pages(&self) -> PageCount {
+        self.actual.saturating_add(self.inflating).saturating_add(self.deflating)
+    }
 }
 
 /// What happened so far. Times are the driver's own work, without the device's.
@@ -133,6 +142,18 @@ pub struct BalloonCounters {
     pub oom_pages: u64,
     /// Times that it gave up waiting for the device.
     pub oom_timeouts: u64,
+    /// Calls of migration, each one round trip to the device and back for all of its pages.
+    pub migrate_rounds: u64,
+    /// Pages that went over to other frames.
+    pub migrated_pages: u64,
+    /// Pages that were given up when they should move: the balloon was too large, or being emptied.
+    pub released_pages: u64,
+    /// Pages of moves that the device, or a ring, stopped in the middle.
+    pub kept_pages: u64,
+    /// Nanoseconds spent on migration, waiting for the device included.
+    pub migrate_ns: u64,
+    /// Times that migration gave up waiting for the device.
+    pub migrate_timeouts: u64,
     /// Resets of the device by the driver, its start not counted.
     pub resets: u64,
     /// Times the device broke a rule or asked for a reset.

@@ -9,34 +9,34 @@ const LONGEST_PAUSE_NS: u64 = 640_000_000;
 
 /// Pauses that double from failure to failure until something succeeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     pause_ns: u64,
     until: Option<u64>,
 }
 
 impl Backoff {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { pause_ns: FIRST_PAUSE_NS, until: None }
     }
 
     /// A step failed.
-    pub(super) fn failed(&mut self, now: u64) {
+    pub(crate) fn failed(&mut self, now: u64) {
         self.until = Some(now.saturating_add(self.pause_ns));
         self.pause_ns = (2 * self.pause_ns).min(LONGEST_PAUSE_NS);
     }
 
     /// A step succeeded, or circumstances changed: the next failure pauses briefly.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         *self = Self::new();
     }
 
     /// Something succeeded during the pause: the pause goes on, the next one starts short.
-    pub(super) fn shorten(&mut self) {
+    pub(crate) fn shorten(&mut self) {
         self.pause_ns = FIRST_PAUSE_NS;
     }
 
     /// Whether the pause is over (or there is none).
-    pub(super) fn is_over(&mut self, now: u64) -> bool {
+    pub(crate) fn is_over(&mut self, now: u64) -> bool {
         if self.until.is_some_and(|until| now < until) {
             return false;
         }
@@ -45,7 +45,7 @@ impl Backoff {
     }
 
     /// When the pause ends, if there is one.
-    pub(super) fn wake(&self, now: u64) -> Wake {
+    pub(crate) fn wake(&self, now: u64) -> Wake {
         self.until.filter(|&until| until > now).map_or(Wake::OnInterrupt, Wake::At)
     }
 }
@@ -58,30 +58,30 @@ const TICKS: u32 = 10;
 /// A timeout takes [`TICKS`] ticks that the driver has really seen, so a guest
 /// that was paused for an hour finds one tick gone, not a timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Watchdog {
+pub(crate) struct Watchdog {
     tick_ns: u64,
     ticks: u32,
     next: Option<u64>,
 }
 
 impl Watchdog {
-    pub(super) const fn new(timeout_ns: u64) -> Self {
+    pub(crate) const fn new(timeout_ns: u64) -> Self {
         Self { tick_ns: timeout_ns / TICKS as u64 + 1, ticks: 0, next: None }
     }
 
     /// The device has answered.
-    pub(super) fn answered(&mut self) {
+    pub(crate) fn answered(&mut self) {
         self.ticks = 0;
         self.next = None;
     }
 
     /// Whether the device has been silent for too long.
-    pub(super) const fn has_expired(&self) -> bool {
+    pub(crate) const fn has_expired(&self) -> bool {
         self.ticks >= TICKS
     }
 
     /// Looks at the clock while the device owes an answer; returns whether a tick has passed.
-    pub(super) fn watch(&mut self, now: u64) -> bool {
+    pub(crate) fn watch(&mut self, now: u64) -> bool {
         let due = self.next.is_some_and(|next| now >= next);
         if due {
             self.ticks = self.ticks.saturating_add(1);
@@ -92,7 +92,7 @@ impl Watchdog {
         due
     }
 
-    pub(super) fn wake(&self) -> Wake {
+    pub(crate) fn wake(&self) -> Wake {
         self.next.map_or(Wake::OnInterrupt, Wake::At)
     }
 }

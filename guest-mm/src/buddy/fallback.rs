@@ -139,6 +139,12 @@ impl Zone {
         any
     }
 
+    /// Counts a pageblock out of the high-order reserve.
+    pub(super) fn note_reserve_left(&mut self) {
+        let pageblock = Order::PAGEBLOCK.pages().get();
+        self.high_atomic_pages = self.high_atomic_pages.saturating_sub(pageblock);
+    }
+
     /// Gives the pageblock around `pfn` the type `migratetype` (CMA, isolated,
     /// or back). Its free blocks move to that type's lists; a free block that
     /// covers its neighbour too is split first.
@@ -152,8 +158,7 @@ impl Zone {
         migratetype: MigrateType,
     ) -> Result<(), Corrupt> {
         if map.pageblocks.get(pfn) == MigrateType::HighAtomic {
-            let pageblock = Order::PAGEBLOCK.pages().get();
-            self.high_atomic_pages = self.high_atomic_pages.saturating_sub(pageblock);
+            self.note_reserve_left();
         }
         let range = pageblocks_of(pfn, Order::ZERO);
         self.split_above_pageblock(map, range.start())?;

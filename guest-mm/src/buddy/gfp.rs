@@ -23,6 +23,10 @@ bitflags! {
         const OPTIONAL = 1 << 5;
         /// The frames are filled with zeros.
         const ZERO = 1 << 6;
+        /// May move others' pages out of the way, without waiting, though it does not reclaim.
+        const COMPACT = 1 << 7;
+        /// As [`Self::COMPACT`], and may wait for it.
+        const COMPACT_SYNC = 1 << 8;
     }
 }
 

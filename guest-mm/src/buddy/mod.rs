@@ -9,6 +9,7 @@
 //! and of its pageblock's type; two free buddies of one order that may merge
 //! are merged; counts equal lists.
 
+mod contig;
 mod fallback;
 mod free_list;
 mod gfp;
@@ -16,6 +17,7 @@ mod pageblock;
 mod watermark;
 mod zone;
 
+pub(crate) use contig::free_block_around;
 pub use free_list::{Corrupt, FreeList};
 pub use gfp::Gfp;
 pub use pageblock::PageblockTable;

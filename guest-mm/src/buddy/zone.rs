@@ -165,7 +165,7 @@ impl Zone {
         Ok(FreeBlock { pfn, order, reported: block.reported, word })
     }
 
-    pub(super) fn note_corruption<T>(&mut self, result: Result<T, Corrupt>) -> Option<T> {
+    pub(crate) fn note_corruption<T>(&mut self, result: Result<T, Corrupt>) -> Option<T> {
         debug_assert!(result.is_ok(), "free list corrupt");
         if result.is_err() {
             self.counters.corrupt += 1;

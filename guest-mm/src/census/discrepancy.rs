@@ -60,6 +60,13 @@ pub enum Discrepancy {
         /// Pages counted.
         counted: u64,
     },
+    /// A frame of an added block whose bit is not what its word says.
+    OfflineBit {
+        /// The frame.
+        pfn: Pfn,
+        /// Whether its word says that it waits to come to life.
+        is_offline: bool,
+    },
     /// A slab's descriptor is not where its word says.
     BadSlab(Pfn),
     /// A cache counts other slabs or objects than the words show.
@@ -124,7 +131,7 @@ impl Discrepancies {
         self.kept.iter().flatten()
     }
 
-    pub(super) fn add(&mut self, found: Discrepancy) {
+    pub(crate) fn add(&mut self, found: Discrepancy) {
         if let Some(slot) = self.kept.iter_mut().find(|slot| slot.is_none()) {
             *slot = Some(found);
         }

@@ -32,6 +32,7 @@ pub struct Census {
     blocks: [u64; Kind::COUNT],
     free_blocks: [[u64; MigrateType::COUNT]; Order::COUNT],
     offline: [[u64; Hold::COUNT]; DRIVERS],
+    isolated: [u64; Kind::COUNT],
     reported: u64,
     unknown: u64,
     slabs: [SlabCount; MAX_CACHES],
@@ -52,6 +53,7 @@ impl Census {
             blocks: [0; Kind::COUNT],
             free_blocks: [[0; MigrateType::COUNT]; Order::COUNT],
             offline: [[0; Hold::COUNT]; DRIVERS],
+            isolated: [0; Kind::COUNT],
             reported: 0,
             unknown: 0,
             slabs: [SlabCount { slabs: 0, in_use: 0 }; MAX_CACHES],
@@ -111,6 +113,12 @@ impl Census {
         PageCount::new(self.offline[usize::from(driver.get())].iter().sum())
     }
 
+    /// Blocks of `kind` that migration has isolated, those that their owners have
+    /// given up since included.
+    pub const fn isolated_blocks(&self, kind: Kind) -> u64 {
+        self.isolated[kind.index()]
+    }
+
     /// Frames whose word is malformed.
     pub const fn unknown_words(&self) -> u64 {
         self.unknown
@@ -143,6 +151,8 @@ impl<P: Platform> Memory<P> {
         let fourth = fourth.lock_nested(platform);
         let zone = self.zone().lock(platform);
         words::walk(self, census, scope);
+        #[cfg(not(loom))]
+        crate::hotplug::census_check(self, &mut census.discrepancies);
         lists::check_zone(self.map(), &zone, census);
         let mut listed = 0;
         for cpu in [&*first, &*second, &*third, &*fourth] {

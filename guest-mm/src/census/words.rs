@@ -4,7 +4,7 @@ use abi::{PageCount, Pfn, PfnRange};
 
 use super::{Census, CensusScope, Discrepancy};
 use crate::buddy::{mergeable_buddy, tail_word};
-use crate::memdesc::{Buddy, Kind, Memdesc, Offline, Order};
+use crate::memdesc::{Buddy, Hold, Kind, Memdesc, Offline, Order, State};
 use crate::memory::Memory;
 use crate::platform::Platform;
 use crate::slab;
@@ -52,6 +52,8 @@ fn visit<P: Platform>(
     }
     census.pages[kind.index()] += order.pages().get();
     census.blocks[kind.index()] += 1;
+    let is_isolated = |state: State| matches!(state.hold, Hold::Isolated | Hold::Doomed);
+    census.isolated[kind.index()] += u64::from(word.state().is_ok_and(is_isolated));
     match memdesc {
         Memdesc::Tail(_) => census.discrepancies.add(Discrepancy::OrphanTail(pfn)),
         Memdesc::Block(_) if kind == Kind::Empty => {

@@ -10,7 +10,7 @@ use super::wait::Wait;
 use super::{Fault, FaultError, FaultEvent, FaultOutcome, Round, Stop, read_only_prot};
 use crate::addr::VirtAddr;
 use crate::buddy::Gfp;
-use crate::folio::{Folio, FolioFlags, LockedFolio};
+use crate::folio::{CacheGlance, Folio, FolioFlags, LockedFolio};
 use crate::pagecache::{FileFault, FileMapping};
 use crate::pgtable::{Entry, Pte, PteGuard, PteState, Sharing};
 use crate::platform::Platform;
@@ -127,7 +127,16 @@ impl<'m, P: Platform> Fault<'_, 'm, P> {
         page: VirtAddr,
     ) -> bool {
         let index = self.vma.linear_index(page);
-        let Some(folio) = self.mm.find_get_folio(file, index) else { return false };
+        // One look: who has it frozen may be a thread that waits for this CPU, which is
+        // masked by the table's lock.
+        let folio = match self.mm.glance_at_cache(file, index) {
+            CacheGlance::Folio(folio) => folio,
+            CacheGlance::Moved(folio) => {
+                self.mm.put(folio);
+                return false;
+            }
+            CacheGlance::Absent | CacheGlance::Frozen => return false,
+        };
         let folio = match folio.try_into_locked(self.mm.platform()) {
             Ok(folio) => folio,
             Err(folio) => {

@@ -63,10 +63,13 @@ impl<'m, P: Platform> Fault<'_, 'm, P> {
         Ok(FaultOutcome::AnonHuge)
     }
 
-    /// 2 MiB of zeros. A favour: not from the reserves, and without reclaim.
+    /// 2 MiB of zeros. A favour: not from the reserves, and without reclaim. Pages are moved
+    /// for it, without waiting unless the program has asked for huge pages.
     fn alloc_huge(&self) -> Option<FolioRef<'m>> {
         let order = Order::try_from(PMD_ORDER).ok()?;
-        let gfp = Gfp::USER | Gfp::ZERO | Gfp::OPTIONAL;
+        let asked_for = self.flags.contains(VmFlags::HUGEPAGE);
+        let compact = if asked_for { Gfp::COMPACT_SYNC } else { Gfp::COMPACT };
+        let gfp = Gfp::USER | Gfp::ZERO | Gfp::OPTIONAL | compact;
         self.mm.alloc_folio(order, gfp, FolioKind::Anon).ok()
     }
 

@@ -19,7 +19,7 @@ mod policy;
 mod present;
 mod stats;
 mod swap;
-mod wait;
+pub(crate) mod wait;
 mod wp;
 
 pub use access::{FaultAccess, read_only_prot};

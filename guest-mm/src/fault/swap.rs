@@ -65,6 +65,7 @@ impl<'m, P: Platform> Fault<'_, 'm, P> {
             | SwapError::BadSize
             | SwapError::Full
             | SwapError::TooMany
+            | SwapError::Pool(_)
             | SwapError::Io(_) => self.fail(FaultError::Bus, None),
         }
     }

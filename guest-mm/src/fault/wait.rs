@@ -1,11 +1,13 @@
 //! Waiting between rounds, with no lock held.
 
+use abi::Pfn;
+
 use super::FaultError;
 use crate::addr::VirtAddr;
 use crate::folio::FolioRef;
 use crate::mm::Mm;
-use crate::pgtable::{Entry, Found};
-use crate::platform::Platform;
+use crate::pgtable::{Entry, Found, Location, PteState, Target};
+use crate::platform::{Platform, WaitKey};
 use crate::reclaim::Attempts;
 use crate::space::AddressSpace;
 
@@ -21,15 +23,14 @@ pub(super) enum Wait<'m> {
     /// Somebody has the folio locked.
     Folio(FolioRef<'m>),
     /// Somebody moves the page: this leaf will change. No reference to the folio
-    /// is taken, which would be in the mover's way.
+    /// is taken, which would be in the mover's way: he wants it alone.
     Leaf(Entry),
     /// There was no memory.
     Memory,
 }
 
 impl<'m, P: Platform> Mm<'m, P> {
-    /// Waits for `wait` to be over. Looks at the space now and then: a process that was chosen to be
-    /// killed waits no longer.
+    /// Waits for `wait` to be over, or for the process to be killed, which wakes its threads.
     pub(super) fn await_for_fault(
         &self,
         space: &AddressSpace<'m, P>,
@@ -39,15 +40,24 @@ impl<'m, P: Platform> Mm<'m, P> {
     ) -> Result<(), FaultError> {
         match wait {
             Wait::Folio(folio) => {
-                while folio.is_locked() && !space.is_dead() {
-                    self.platform().relax();
-                }
+                folio.await_unlock(self.platform(), &|| space.is_dead());
                 self.put(folio);
                 Ok(())
             }
             Wait::Leaf(seen) => {
-                while self.is_leaf(space, page, seen) && !space.is_dead() {
-                    self.platform().relax();
+                let is_over = || !self.is_leaf(space, page, seen) || space.is_dead();
+                #[cfg(test)]
+                if mutant::wait_wrongly(self, moving_frame(seen), &is_over) {
+                    return Ok(());
+                }
+                match moving_frame(seen) {
+                    Some(frame) => self.platform().wait_until(WaitKey::frame(frame), &is_over),
+                    None => {
+                        // Nobody wakes whoever waits for a device.
+                        while !is_over() {
+                            self.platform().relax();
+                        }
+                    }
                 }
                 Ok(())
             }
@@ -71,5 +81,67 @@ impl<'m, P: Platform> Mm<'m, P> {
             Found::Pte { entry, .. } | Found::Pmd { entry, .. } => entry == seen,
             Found::Hole | Found::Unknown(_) => false,
         }
+    }
+}
+
+/// The frame that a migration leaf, of either size, names: what its mover wakes by.
+///
+/// Not the leaf's place: that may be unmapped, moved or split meanwhile, but the
+/// migration of the frame ends once, and whoever ends it knows the frame.
+fn moving_frame(seen: Entry) -> Option<Pfn> {
+    // Directories and tables have the same bits for it.
+    let PteState::Soft(leaf) = seen.pte() else { return None };
+    match leaf.kind().target() {
+        Target::Migrating(Location::Pfn(pfn)) => Some(pfn),
+        Target::Migrating(Location::DevOffset(_))
+        | Target::Mapped(_)
+        | Target::Nothing
+        | Target::Swap(_) => None,
+    }
+}
+
+/// Faulty waits, for the tests that must notice them: how two CPUs of Linux kept
+/// each other, and the mover, from getting on (fixed by b570f37a2ce4).
+#[cfg(test)]
+pub(crate) mod mutant {
+    use std::cell::Cell;
+
+    use abi::Pfn;
+
+    use crate::mm::Mm;
+    use crate::platform::Platform;
+
+    /// What a thread does wrong while it waits for a page that moves.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Mutant {
+        /// Holds a reference of the folio, which the mover wants alone.
+        HoldsReference,
+        /// Looks again and again, and keeps its CPU.
+        Spins,
+    }
+
+    std::thread_local! {
+        /// That of the calling thread.
+        pub(crate) static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Waits as the thread's mutant would, if it has one.
+    pub(super) fn wait_wrongly<P: Platform>(
+        mm: &Mm<'_, P>,
+        frame: Option<Pfn>,
+        is_over: &dyn Fn() -> bool,
+    ) -> bool {
+        let Some((mutant, frame)) = ACTIVE.get().zip(frame) else { return false };
+        let held = match mutant {
+            Mutant::HoldsReference => mm.folio_of(frame).ok(),
+            Mutant::Spins => None,
+        };
+        while !is_over() {
+            mm.platform().relax();
+        }
+        if let Some(folio) = held {
+            mm.put(folio);
+        }
+        true
     }
 }

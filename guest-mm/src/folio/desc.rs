@@ -31,8 +31,6 @@ bitflags! {
         const SWAPBACKED = 1 << 7;
         /// In the swap cache; `private` is the slot.
         const SWAPCACHE = 1 << 8;
-        /// Off the LRU lists because it cannot be reclaimed (locked in memory).
-        const UNEVICTABLE = 1 << 9;
         /// A page of it is poisoned.
         const HWPOISON = 1 << 10;
         /// Waits on the deferred split queue.
@@ -43,6 +41,8 @@ bitflags! {
         const ANON = 1 << 13;
         /// Device memory: what the tag of its words says too.
         const DEVICE = 1 << 14;
+        /// Somebody sleeps until it is unlocked, or is about to.
+        const WAITERS = 1 << 15;
     }
 }
 

@@ -88,6 +88,10 @@ impl<'m> FolioRef<'m> {
     /// Somebody else has a reference; the handle comes back.
     pub fn freeze(self, expected: u32) -> Result<FrozenFolio<'m>, Self> {
         debug_assert!(expected > 0, "the handle itself is a reference");
+        #[cfg(loom)]
+        if super::mutant::Mutant::NoFreeze.is_active() {
+            return Ok(FrozenFolio(self.0));
+        }
         // Acquire pairs with the Release of the references put before.
         match self.0.refcount.compare_exchange(expected, 0, Ordering::AcqRel, Ordering::Relaxed) {
             Ok(_) => Ok(FrozenFolio(self.0)),

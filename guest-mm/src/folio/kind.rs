@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use super::{Folio, FolioFlags};
-use crate::memdesc::{Descriptor, DescriptorKind, Memdesc, Word};
+use crate::memdesc::{Descriptor, DescriptorKind, Hold, Memdesc, Word};
 
 /// What a folio holds: the tag of its words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,16 +40,34 @@ impl FolioKind {
     /// # Panics
     /// If the address does not fit a word: no allocator hands out such.
     pub fn word_of(self, folio: NonNull<Folio>) -> Word {
+        self.held_word_of(folio, Hold::Held)
+    }
+
+    /// The word of frames that the folio has left, until no leaf names them any
+    /// more: no reader takes them for the folio's, but leaves that do are counted
+    /// by its tag.
+    ///
+    /// # Panics
+    /// As [`Self::word_of`].
+    pub fn left_word_of(self, folio: NonNull<Folio>) -> Word {
+        self.held_word_of(folio, Hold::Isolated)
+    }
+
+    fn held_word_of(self, folio: NonNull<Folio>, hold: Hold) -> Word {
         let address = folio.as_ptr().expose_provenance() as u64;
         let descriptor = Descriptor::new(self.descriptor_kind(), address)
             .unwrap_or_else(|| unreachable!("descriptors are aligned to 16 bytes"));
-        Memdesc::Descriptor(descriptor).encode()
+        Memdesc::Descriptor(descriptor.with_hold(hold)).encode()
     }
 }
 
-/// The descriptor that `word` names, if it is a folio's.
+/// The descriptor that `word` names, if it is a folio's, and the frame the folio's.
 pub(super) fn descriptor_of(word: Word) -> Option<NonNull<Folio>> {
     let Ok(Memdesc::Descriptor(descriptor)) = word.decode() else { return None };
+    if descriptor.hold == Hold::Isolated {
+        // The folio has moved away.
+        return None;
+    }
     match descriptor.kind {
         DescriptorKind::File | DescriptorKind::Anon | DescriptorKind::DevFolio => {
             let address = usize::try_from(descriptor.address()).ok()?;

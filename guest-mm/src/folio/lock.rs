@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::{Folio, FolioFlags};
-use crate::platform::Platform;
+use crate::platform::{Platform, WaitKey};
 use crate::sync::LockClass;
 use crate::sync::lock_order::{Nesting, note_acquire, note_release};
 
@@ -43,11 +43,7 @@ impl Folio {
         nesting: Nesting,
     ) -> FolioLockGuard<'a, P> {
         note_acquire(platform, LockClass::Folio, nesting);
-        while !self.try_acquire() {
-            while self.has(FolioFlags::LOCKED) {
-                platform.relax();
-            }
-        }
+        self.acquire(platform);
         FolioLockGuard { folio: self, platform, nesting }
     }
 
@@ -70,10 +66,32 @@ impl Folio {
         !self.set_flags(FolioFlags::LOCKED).contains(FolioFlags::LOCKED)
     }
 
-    pub(super) fn release_lock(&self) {
+    pub(super) fn acquire<P: Platform>(&self, platform: &P) {
+        while !self.try_acquire() {
+            self.await_unlock(platform, &|| false);
+        }
+    }
+
+    /// Sleeps until nobody has it locked, at least for a moment, or `gives_up`.
+    ///
+    /// The caller holds a reference of it, and no spin lock.
+    pub(crate) fn await_unlock<P: Platform>(&self, platform: &P, gives_up: &dyn Fn() -> bool) {
+        self.set_flags(FolioFlags::WAITERS);
+        // Whoever unlocks clears both and wakes; who sets the flag after that does not
+        // find the lock.
+        let both = FolioFlags::LOCKED | FolioFlags::WAITERS;
+        platform.wait_until(WaitKey::object(self), &|| !self.has(both) || gives_up());
+    }
+
+    pub(super) fn release_lock<P: Platform>(&self, platform: &P) {
+        // The folio may go as soon as it is unlocked.
+        let key = WaitKey::object(self);
         // Release, in `clear_flags`: what was done under the lock comes before the next holder.
-        let before = self.clear_flags(FolioFlags::LOCKED);
+        let before = self.clear_flags(FolioFlags::LOCKED | FolioFlags::WAITERS);
         debug_assert!(before.contains(FolioFlags::LOCKED), "unlocked twice");
+        if before.contains(FolioFlags::WAITERS) {
+            platform.wake(key, 1);
+        }
     }
 }
 
@@ -87,7 +105,7 @@ impl<P: Platform> FolioLockGuard<'_, P> {
 impl<P: Platform> Drop for FolioLockGuard<'_, P> {
     fn drop(&mut self) {
         note_release(self.platform, LockClass::Folio, self.nesting);
-        self.folio.release_lock();
+        self.folio.release_lock(self.platform);
     }
 }
 

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::ops::Deref;
 
-use super::{Folio, FolioFlags, FolioRef};
+use super::{Folio, FolioRef};
 use crate::platform::Platform;
 use crate::sync::LockClass;
 use crate::sync::lock_order::{Nesting, note_acquire, note_release};
@@ -24,11 +24,7 @@ impl<'m> FolioRef<'m> {
     /// In debug builds, on a lock-order violation ([`crate::sync::lock_order`]).
     pub fn into_locked<P: Platform>(self, platform: &'m P) -> LockedFolio<'m, P> {
         note_acquire(platform, LockClass::Folio, Nesting::Outermost);
-        while !self.try_acquire() {
-            while self.has(FolioFlags::LOCKED) {
-                platform.relax();
-            }
-        }
+        self.acquire(platform);
         LockedFolio { folio: self, platform, nesting: Nesting::Outermost }
     }
 
@@ -50,7 +46,7 @@ impl<'m, P: Platform> LockedFolio<'m, P> {
     /// Unlocks the folio and leaves the reference.
     pub fn unlock(self) -> FolioRef<'m> {
         note_release(self.platform, LockClass::Folio, self.nesting);
-        self.folio.release_lock();
+        self.folio.release_lock(self.platform);
         self.folio
     }
 

@@ -24,6 +24,7 @@ mod lock;
 mod locked;
 #[cfg(loom)]
 pub mod mutant;
+mod relocate;
 pub mod speculative;
 #[cfg(not(loom))]
 mod split;

@@ -13,6 +13,10 @@ pub enum Mutant {
     NoBarrierBeforePins,
     /// A page-cache lookup does not look at the slot again.
     NoSlotRecheck,
+    /// Migration does not make sure that nobody has a reference.
+    NoFreeze,
+    /// The old frame's word names the folio until after it was unfrozen elsewhere.
+    WordAfterUnfreeze,
 }
 
 // A model's threads all run on the thread that explores it.

@@ -30,8 +30,7 @@ const INHERITED: FolioFlags = FolioFlags::UPTODATE
     .union(FolioFlags::DIRTY)
     .union(FolioFlags::REFERENCED)
     .union(FolioFlags::ACTIVE)
-    .union(FolioFlags::SWAPBACKED)
-    .union(FolioFlags::UNEVICTABLE);
+    .union(FolioFlags::SWAPBACKED);
 
 /// Descriptors in a row, linked by their `private` field.
 struct Row<'m> {
@@ -191,7 +190,7 @@ impl<'m, P: Platform> Mm<'m, P> {
                 self.lru_add(part);
             }
             if !is_first {
-                part.release_lock();
+                part.release_lock(self.platform());
                 // SAFETY: the reference that `divide` left without a handle.
                 self.put(unsafe { FolioRef::from_raw(NonNull::from(part)) });
             }

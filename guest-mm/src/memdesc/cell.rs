@@ -54,6 +54,12 @@ impl WordCell {
         }
     }
 
+    /// What a mutant does instead of a swap.
+    #[cfg(loom)]
+    pub(super) fn overwrite(&self, word: Word) {
+        self.0.store(word.bits(), Ordering::Release);
+    }
+
     /// The current state, for diagnosis.
     ///
     /// # Errors

@@ -46,7 +46,7 @@ impl Offline {
             Hold::Held => (0, 0, 0),
             Hold::Parked => (0, 0, 1),
             Hold::Movable => (1, 0, 0),
-            Hold::Isolated => (1, 1, 0),
+            Hold::Isolated | Hold::Doomed => (1, 1, 0),
         };
         Word::from_bits(
             misc_bits(Kind::Offline, self.order)
@@ -105,6 +105,7 @@ impl Descriptor {
             Hold::Held | Hold::Parked => (0, 0),
             Hold::Movable => (1, 0),
             Hold::Isolated => (1, 1),
+            Hold::Doomed => (0, 1),
         };
         Word::from_bits(
             TAG.put(self.kind.kind().tag() as u64)

@@ -241,13 +241,17 @@ pub enum Hold {
     Movable,
     /// Migration has isolated it; the owner may not free it.
     Isolated,
+    /// Descriptors only: isolated, and its owner has given it up meanwhile.
+    /// Migration frees it instead of putting it back.
+    Doomed,
 }
 
 impl Hold {
     /// Number of holds.
     pub const COUNT: usize = Self::ALL.len();
     /// Every hold, by number.
-    pub const ALL: [Self; 4] = [Self::Held, Self::Parked, Self::Movable, Self::Isolated];
+    pub const ALL: [Self; 5] =
+        [Self::Held, Self::Parked, Self::Movable, Self::Isolated, Self::Doomed];
 }
 
 /// A row of the transition table: the type of a word and its hold.

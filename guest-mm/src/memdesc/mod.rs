@@ -15,8 +15,12 @@
 mod body;
 mod cell;
 mod codec;
+mod isolation;
 mod kind;
+#[cfg(loom)]
+pub mod mutant;
 mod order;
+mod section;
 mod table;
 pub mod transition;
 mod word;
@@ -26,8 +30,11 @@ pub use body::{
     Pcp, Tail, Transit,
 };
 pub use cell::WordCell;
+pub use isolation::{Claim, NotIsolated, PutBack};
 pub use kind::{Hold, Kind, State, Tag};
 pub use order::{Order, OrderTooLarge};
+pub(crate) use section::Sections;
+pub use section::{HotBlock, SECTION_ORDER, SECTION_PAGES};
 pub use table::{LookupError, MAX_REGIONS, OutOfMap, Region, WordTable};
 pub use transition::TransitionError;
 pub use word::{Link, UnknownWord, Word, ZONE_MAX_PAGES};

@@ -9,9 +9,10 @@ use abi::{PageCount, Pfn, PfnRange};
 use super::body::{Memdesc, Tail};
 use super::cell::WordCell;
 use super::order::Order;
+use super::section::Sections;
 use super::word::{Link, UnknownWord, Word};
 
-/// Largest number of disjoint ranges of RAM.
+/// Largest number of disjoint ranges of RAM at the start.
 pub const MAX_REGIONS: usize = 16;
 
 /// A contiguous range of RAM and where its words are.
@@ -50,9 +51,15 @@ impl fmt::Display for OutOfMap {
 impl core::error::Error for OutOfMap {}
 
 /// The words of all RAM. Holes between regions cost nothing.
+///
+/// RAM of the start has regions that never change. Blocks that came to life later
+/// come and go; who may look their frames up is said in `memdesc/section.rs`.
 #[derive(Debug)]
 pub struct WordTable {
+    /// RAM of the start, ascending, without a gap between slots.
     regions: [Option<Region>; MAX_REGIONS],
+    /// What was added later.
+    sections: Sections,
     /// Frame 0 of the zone, to which links are relative.
     base: Pfn,
     /// Malformed words met by [`Self::decode`].
@@ -67,12 +74,18 @@ unsafe impl Sync for WordTable {}
 impl WordTable {
     /// The table of these regions; links are relative to `base`.
     pub(crate) const fn new(regions: [Option<Region>; MAX_REGIONS], base: Pfn) -> Self {
-        Self { regions, base, unknown: AtomicU64::new(0) }
+        Self { regions, sections: Sections::new(base), base, unknown: AtomicU64::new(0) }
     }
 
-    /// The regions, ascending.
-    pub fn regions(&self) -> impl Iterator<Item = &Region> {
-        self.regions.iter().flatten()
+    /// The regions: those of the start, ascending, then blocks that were added, ascending.
+    pub fn regions(&self) -> impl Iterator<Item = Region> {
+        let added = self.sections.blocks().map(super::section::HotBlock::region);
+        self.regions.iter().flatten().copied().chain(added)
+    }
+
+    /// The blocks that were added.
+    pub(crate) const fn sections(&self) -> &Sections {
+        &self.sections
     }
 
     /// Number of words.
@@ -91,7 +104,7 @@ impl WordTable {
     /// The frame is not in RAM.
     #[inline]
     pub fn cell(&self, pfn: Pfn) -> Result<&WordCell, OutOfMap> {
-        for region in self.regions() {
+        for region in self.regions.iter().flatten() {
             if let Some(offset) =
                 region.range.contains(pfn).then(|| pfn.offset_from(region.range.start())).flatten()
             {
@@ -104,7 +117,14 @@ impl WordTable {
                 return Ok(unsafe { cell.as_ref() });
             }
         }
-        Err(OutOfMap(pfn))
+        self.added_cell(pfn)
+    }
+
+    /// The cell of a frame that was not there at the start. Out of the way of those that were.
+    #[cold]
+    #[inline(never)]
+    fn added_cell(&self, pfn: Pfn) -> Result<&WordCell, OutOfMap> {
+        self.sections.cell(pfn).ok_or(OutOfMap(pfn))
     }
 
     /// The word of `pfn`.

@@ -91,10 +91,16 @@ const STEPS: &[(State, State)] = &[
     (offline(Hold::Movable), offline(Hold::Isolated)),
     (offline(Hold::Isolated), offline(Hold::Movable)),
     (offline(Hold::Isolated), held(Kind::Frozen)),
+    // An isolated block is cut to the page that shall move, or its driver takes it back.
+    (offline(Hold::Isolated), offline(Hold::Isolated)),
+    (held(Kind::Tail), offline(Hold::Parked)),
+    (offline(Hold::Isolated), offline(Hold::Parked)),
     // Migration destinations.
     (held(Kind::Frozen), held(Kind::Transit)),
     (held(Kind::Transit), held(Kind::Frozen)),
     (held(Kind::Transit), offline(Hold::Parked)),
+    // Its owner could not go over after all.
+    (offline(Hold::Parked), held(Kind::Transit)),
 ];
 
 /// Kinds that an allocated block may take on and give up again.
@@ -131,9 +137,17 @@ const REPEATED: &[Kind] = &[
 /// Kinds with a descriptor that migration can isolate and receive.
 const MIGRATABLE: &[Kind] = &[Kind::File, Kind::Anon, Kind::Movable, Kind::ZpDesc];
 
+/// Those of them that have no reference count: an owner who frees one while it is
+/// isolated leaves that to migration.
+const UNCOUNTED: &[Kind] = &[Kind::Movable, Kind::ZpDesc];
+
 /// Kinds whose blocks are split under their descriptor: frames go from one
 /// descriptor to another of the kind, by whoever has the folio frozen.
 const SPLIT: &[Kind] = &[Kind::File, Kind::Anon, Kind::DevFolio];
+
+/// Kinds whose descriptor stays while its frames change: whoever has the folio
+/// frozen leaves the old frames isolated until no leaf names them any more.
+const RELOCATED: &[Kind] = &[Kind::File, Kind::Anon];
 
 const _: () = assert!(State::COUNT <= 128, "a row of the table is one u128");
 
@@ -173,8 +187,24 @@ const fn build() -> [u128; State::COUNT] {
         i += 1;
     }
     i = 0;
+    while i < UNCOUNTED.len() {
+        let kind = UNCOUNTED[i];
+        let doomed = State { kind, hold: Hold::Doomed };
+        table = allow(table, State { kind, hold: Hold::Isolated }, doomed);
+        table = allow(table, doomed, held(Kind::Frozen));
+        i += 1;
+    }
+    i = 0;
     while i < SPLIT.len() {
         table = allow(table, held(SPLIT[i]), held(SPLIT[i]));
+        i += 1;
+    }
+    i = 0;
+    while i < RELOCATED.len() {
+        let kind = RELOCATED[i];
+        let isolated = State { kind, hold: Hold::Isolated };
+        table = allow(table, held(kind), isolated);
+        table = allow(table, isolated, held(Kind::Tail));
         i += 1;
     }
     // A frame with a memory error never comes back.

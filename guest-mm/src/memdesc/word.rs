@@ -12,7 +12,7 @@ use super::kind::{Hold, Kind, State, Tag};
 /// | Misc/PCP | and 27–29 migratetype, 30–31 CPU, 38–63 next |
 /// | Misc/Tail | and 32–63 distance |
 /// | Buddy | 4–7 order, 8–10 migratetype, 11 reported, 12–37 previous, 38–63 next |
-/// | descriptors | 4–47 pointer bits 4–47, 62 movable, 63 isolated |
+/// | descriptors | 4–47 pointer bits 4–47, 62 movable, 63 isolated; 63 without 62: doomed |
 /// | Transit | 12–17 order |
 ///
 /// Links are frame numbers relative to the zone ([`Link`]). All other bits are zero.
@@ -206,6 +206,7 @@ impl Word {
             (false, false, true) => Hold::Parked,
             (true, false, false) => Hold::Movable,
             (true, true, false) => Hold::Isolated,
+            (false, true, false) if !matches!(kind, Kind::Offline) => Hold::Doomed,
             _ => return Err(UnknownWord(self)),
         };
         Ok(State { kind, hold })

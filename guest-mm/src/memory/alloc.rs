@@ -231,8 +231,8 @@ impl<P: Platform> Memory<P> {
     }
 
     /// Pages that must stay free, by the flags.
-    fn reserve(&self, gfp: Gfp) -> u64 {
-        gfp.reserve(self.watermarks)
+    pub(super) fn reserve(&self, gfp: Gfp) -> u64 {
+        gfp.reserve(self.watermarks())
     }
 
     /// Gives the blocks on all CPUs' lists back to the zone, where they merge.
@@ -242,20 +242,8 @@ impl<P: Platform> Memory<P> {
         }
     }
 
-    /// Sets the pageblock around `pfn` aside: nothing in it is handed out from
-    /// now on, and what is free or freed there stays free.
-    ///
-    /// # Errors
-    /// A free list is corrupt.
-    pub fn isolate_pageblock(&self, pfn: Pfn) -> Result<(), FreeError> {
-        self.set_pageblock(pfn, MigrateType::Isolate)?;
-        // Blocks of this pageblock on CPU lists must not be handed out either.
-        self.drain();
-        Ok(())
-    }
-
     /// Gives the pageblock around `pfn` the type `migratetype`; its free blocks
-    /// follow. Ends an isolation, or lends the block as CMA.
+    /// follow. Lends the block as CMA, or takes it back.
     ///
     /// # Errors
     /// A free list is corrupt.

@@ -39,6 +39,14 @@ impl FrozenFrames {
         Self::own(head, order, false)
     }
 
+    /// As [`Self::from_raw`], of a block that was retyped ([`Memory::retype`]).
+    ///
+    /// # Safety
+    /// As for [`Self::from_raw`].
+    pub const unsafe fn from_raw_as(head: Pfn, order: Order, kind: BlockKind) -> Self {
+        Self { head, order, kind, reported: false }
+    }
+
     /// Gives up the handle but not the frames.
     pub const fn into_raw(self) -> (Pfn, Order) {
         (self.head, self.order)
@@ -77,7 +85,7 @@ impl FrozenFrames {
         self.kind
     }
 
-    pub(super) const fn word(&self) -> Word {
+    pub(crate) const fn word(&self) -> Word {
         Block::new(self.kind, self.order).encode()
     }
 }

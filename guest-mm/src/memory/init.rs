@@ -2,12 +2,13 @@
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU32};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use abi::{PAGE_SIZE, PageCount, Pfn, PfnRange};
 
 use super::Memory;
 use super::alloc::AtomicCounters;
+use super::managed::AtomicWatermarks;
 use super::pcp::CpuLists;
 use crate::buddy::{FrameMap, PageblockTable, Zone, tail_word};
 use crate::memdesc::{
@@ -15,6 +16,7 @@ use crate::memdesc::{
     ZONE_MAX_PAGES,
 };
 use crate::platform::Platform;
+use crate::sync::shim::AtomicU8;
 use crate::sync::{LockClass, SpinLock};
 
 /// Why memory could not be set up.
@@ -85,7 +87,7 @@ impl<P: Platform> Memory<P> {
         zone.set_managed(managed.get());
         let counters = AtomicCounters::default();
         counters.note_available(&zone);
-        let watermarks = zone.watermarks();
+        let watermarks = AtomicWatermarks::new(zone.watermarks());
         let init_ns = platform.now_ns().saturating_sub(began_ns);
         Ok(Self {
             platform,
@@ -94,8 +96,10 @@ impl<P: Platform> Memory<P> {
             zone: SpinLock::new(LockClass::Zone, zone),
             cpus: [0, 1, 2, 3].map(|cpu| SpinLock::new(LockClass::Pcp, CpuLists::new(cpu))),
             counters,
-            managed,
+            managed: AtomicU64::new(managed.get()),
             watermarks,
+            #[cfg(not(loom))]
+            hotplug: Default::default(),
             next_cache_id: AtomicU32::new(1),
             no_alloc: Default::default(),
         })
@@ -196,7 +200,7 @@ impl<'a> Layout<'a> {
 }
 
 /// The naturally aligned blocks, largest possible, that make up `range`.
-fn blocks_of(range: PfnRange) -> impl Iterator<Item = (Pfn, Order)> {
+pub(super) fn blocks_of(range: PfnRange) -> impl Iterator<Item = (Pfn, Order)> {
     let mut at = range.start();
     core::iter::from_fn(move || {
         let left = range.end().offset_from(at).filter(|left| !left.is_zero())?;

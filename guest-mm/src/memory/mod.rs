@@ -7,30 +7,46 @@
 //! Lock order: a CPU's lists, then the zone ([`crate::sync::lock_order`]).
 
 mod alloc;
+mod contig;
 mod frames;
+#[cfg(not(loom))]
+mod free_scan;
 mod init;
 mod isolate;
+mod managed;
 mod no_alloc;
 mod offline;
 mod pcp;
+#[cfg(not(loom))]
+mod relocate;
+mod transit;
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use abi::{PageCount, Pfn};
 
 pub use alloc::{AllocError, FreeError};
+pub use contig::{ContigFrames, IsolatedRange, PageblockError, Pass};
 pub use frames::FrozenFrames;
+#[cfg(not(loom))]
+pub(crate) use free_scan::FreeWant;
 pub use init::InitError;
 pub use isolate::{IsolateError, IsolatedBlock};
 pub use no_alloc::NoAlloc;
 pub use offline::{ClaimError, OfflineBlock};
 pub use pcp::PCP_ORDERS;
+pub use transit::TransitFrames;
 
-use crate::buddy::{BuddyCounters, FrameMap, Watermarks, Zone};
+use crate::buddy::{BuddyCounters, FrameMap, Zone};
+#[cfg(not(loom))]
+use crate::hotplug::TurnFlag;
 use crate::memdesc::{Order, WordTable};
 use crate::platform::{MAX_CPUS, Platform};
 use crate::sync::SpinLock;
 use alloc::AtomicCounters;
+use managed::AtomicWatermarks;
+#[cfg(not(loom))]
+pub(crate) use managed::Managed;
 pub(crate) use pcp::CpuLists;
 
 /// The memory of one machine.
@@ -43,8 +59,13 @@ pub struct Memory<P> {
     zone: SpinLock<Zone>,
     cpus: [SpinLock<CpuLists>; MAX_CPUS],
     counters: AtomicCounters,
-    managed: PageCount,
-    watermarks: Watermarks,
+    /// Pages that were free at start or came to life since, less those taken away.
+    managed: AtomicU64,
+    /// Those of `managed`.
+    watermarks: AtomicWatermarks,
+    /// Who adds or removes blocks.
+    #[cfg(not(loom))]
+    hotplug: TurnFlag,
     next_cache_id: AtomicU32,
     /// Depth of the sections of each CPU in which nothing may be allocated.
     no_alloc: [AtomicU32; MAX_CPUS],
@@ -83,6 +104,11 @@ impl<P: Platform> Memory<P> {
         &self.map
     }
 
+    #[cfg(not(loom))]
+    pub(crate) const fn hotplug_turn(&self) -> &TurnFlag {
+        &self.hotplug
+    }
+
     pub(crate) const fn zone(&self) -> &SpinLock<Zone> {
         &self.zone
     }
@@ -96,12 +122,6 @@ impl<P: Platform> Memory<P> {
         self.next_cache_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Pages of RAM that were free at start: all but the reserved ranges and
-    /// the allocator's own tables.
-    pub const fn managed_pages(&self) -> PageCount {
-        self.managed
-    }
-
     /// Free pages, per-CPU lists included. Exact only if nobody allocates.
     pub fn free_pages(&self) -> PageCount {
         let listed: u64 = self.cpus.iter().map(|cpu| cpu.lock(&self.platform).pages()).sum();
@@ -112,12 +132,7 @@ impl<P: Platform> Memory<P> {
     /// Whether fewer pages than the *low* watermark seem to be free. A hint: per-CPU
     /// lists do not count.
     pub fn is_below_low(&self) -> bool {
-        self.counters.available() < self.watermarks.low
-    }
-
-    /// The thresholds below which allocations fail.
-    pub const fn watermarks(&self) -> Watermarks {
-        self.watermarks
+        self.counters.available() < self.watermarks().low
     }
 
     /// What the allocator has done since start.

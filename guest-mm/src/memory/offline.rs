@@ -183,7 +183,7 @@ impl<P: Platform> Memory<P> {
         loop {
             let (word, offline) = self.offline_at(pfn, driver)?;
             match (offline.hold, to) {
-                (Hold::Isolated, _) => return Err(ClaimError::Isolated),
+                (Hold::Isolated | Hold::Doomed, _) => return Err(ClaimError::Isolated),
                 (Hold::Held, _) => return Err(ClaimError::Held),
                 (Hold::Movable, Hold::Movable) => return Err(ClaimError::Movable),
                 (Hold::Parked | Hold::Movable, _) => {}

@@ -154,17 +154,31 @@ impl<P: Platform> Memory<P> {
     }
 
     /// Frees a block to this CPU's list, and a batch to the zone if the list is long.
+    ///
+    /// The pageblock's type is read under the list's lock: whoever isolates a
+    /// pageblock sets the type and then empties the lists under the same lock, so
+    /// either the type is seen here or the block is found there.
     pub(super) fn free_listed(&self, slot: PcpSlot, block: FreeBlock) -> Result<(), FreeError> {
-        let migratetype = self.map.pageblocks.get(block.pfn);
         let Some(cpu) = self.cpus.get(self.platform.cpu()) else {
             return self.give_checked(&mut self.zone.lock(&self.platform), block);
         };
         let mut lists = cpu.lock(&self.platform);
+        let migratetype = self.map.pageblocks.get(block.pfn);
+        if !migratetype.is_mergeable() {
+            drop(lists);
+            return self.give_checked(&mut self.zone.lock(&self.platform), block);
+        }
         lists.push(&self.map, slot, migratetype, block)?;
         if lists.list(slot, migratetype).blocks > slot.limit() {
             self.give_batch(&mut lists, slot, migratetype, slot.batch())?;
         }
         Ok(())
+    }
+
+    /// Gives the blocks on the calling CPU's lists back to the zone, where they merge.
+    #[cfg(not(loom))]
+    pub(crate) fn drain_this_cpu(&self) {
+        self.drain_cpu(self.platform.cpu());
     }
 
     /// Empties one CPU's lists.

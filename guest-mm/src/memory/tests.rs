@@ -1,7 +1,9 @@
 //! Whole-memory tests.
 
+mod contig;
 mod frames;
 mod init;
+mod isolation_race;
 mod model;
 mod offline;
 mod stress;

@@ -15,10 +15,12 @@ use core::mem::offset_of;
 use abi::Pfn;
 
 use crate::buddy::Gfp;
+use crate::compaction::Compaction;
 use crate::fault::{DeviceSlot, FaultCounters};
 use crate::folio::{DeferredSplit, Folio};
 use crate::memdesc::{BlockKind, Order};
 use crate::memory::{AllocError, Memory};
+use crate::migrate::{Migration, Registry};
 use crate::objects::{MovableDesc, ZpDesc};
 use crate::pagecache::{FileMapping, Files};
 use crate::pgtable::{PtDesc, TableState};
@@ -32,6 +34,7 @@ use crate::swap::Swap;
 use crate::sync::shim::AtomicU32;
 use crate::sync::{LockClass, SpinLock};
 use crate::xarray::{SlabNodes, XArray};
+use crate::zsmalloc::{ZsRegistry, Zspage};
 
 /// What everything else stands on.
 #[derive(Debug)]
@@ -57,6 +60,8 @@ pub struct Caches {
     pub xa_node: KmemCache,
     /// [`ZpDesc`]s, type-safe.
     pub zpdesc: TypeSafeCache<ZpDesc>,
+    /// [`Zspage`]s, type-safe.
+    pub zspage: TypeSafeCache<Zspage>,
     /// [`MovableDesc`]s, type-safe.
     pub movable: TypeSafeCache<MovableDesc>,
     /// [`Folio`]s, type-safe.
@@ -88,6 +93,7 @@ impl Caches {
         Ok(Self {
             xa_node: SlabNodes::cache(memory)?,
             zpdesc: TypeSafeCache::new(memory, "zpdesc", plain)?,
+            zspage: TypeSafeCache::new(memory, "zspage", plain)?,
             movable: TypeSafeCache::new(memory, "movable", plain)?,
             folio: TypeSafeCache::new(memory, "folio", plain)?,
             ptdesc: KmemCache::of::<PtDesc, P>(memory, "ptdesc", type_safe)?,
@@ -104,10 +110,11 @@ impl Caches {
     }
 
     /// All of them, for the census.
-    pub fn all(&self) -> [&KmemCache; 10] {
+    pub fn all(&self) -> [&KmemCache; 11] {
         [
             &self.xa_node,
             self.zpdesc.kmem(),
+            self.zspage.kmem(),
             self.movable.kmem(),
             self.folio.kmem(),
             &self.ptdesc,
@@ -207,8 +214,16 @@ pub struct Mm<'m, P: Platform> {
     pub(crate) reclaim: Reclaim<'m>,
     /// Folios in the order in which reclaim looks at them.
     pub(crate) lru: Lru,
+    /// What compaction remembers.
+    pub(crate) compaction: Compaction,
+    /// Who moves pages that are no folios.
+    pub(crate) movable_ops: Registry<'m, P>,
+    /// Pages that are being moved.
+    pub(crate) migration: Migration,
     /// Where anonymous pages go.
     pub(crate) swap: Swap<'m, P>,
+    /// Pools of compressed pages and the like.
+    pub(crate) zs_pools: ZsRegistry<'m, P>,
 }
 
 impl<'m, P: Platform> Mm<'m, P> {
@@ -225,7 +240,11 @@ impl<'m, P: Platform> Mm<'m, P> {
             deferred_split: DeferredSplit::new(),
             reclaim: Reclaim::new(),
             lru: Lru::new(),
+            compaction: Compaction::new(),
+            movable_ops: Registry::new(),
+            migration: Migration::default(),
             swap: Swap::new(),
+            zs_pools: ZsRegistry::new(),
         }
     }
 

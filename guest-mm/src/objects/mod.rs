@@ -8,24 +8,33 @@
 //! FrozenFrames ─ describe_frames ─▶ Described ─ let_migrate ─▶ (word: movable) ─ isolate_object ─▶ IsolatedObject
 //!              ◀ undescribe_frames ─          ◀ claim_object ─                 ◀ putback_object ─
 //!              ◀──────────────────────────── retire_object ──────────────────────────────────────
+//! TransitFrames ─────────────────── adopt_object ─▶ Described: the descriptor of an isolated frame
 //! ```
 //!
 //! While a word says *movable* there is no handle: owner and migration know the
-//! frame by its number, and of a claim and an isolation one succeeds.
+//! frame by its number, and of a claim and an isolation one succeeds. An owner
+//! who only wants to be rid of a page need not wait for migration:
+//! [`Mm::free_object`] leaves an isolated one to it.
+//!
+//! When a page migrates its descriptor goes with it; at most one word names it at any time.
 //! Descriptors are type-safe where [`DescriptorKind::is_type_safe`] says so,
 //! which is for both kinds here: a walker may look at one after reading the word.
+
+mod moving;
 
 use core::fmt;
 use core::ptr::NonNull;
 
-use abi::Pfn;
+use abi::{PAGE_SIZE, Pfn};
 
 use crate::buddy::Gfp;
 use crate::memdesc::{
-    Descriptor, DescriptorKind, Hold, LookupError, Memdesc, Order, TransitionError, Word,
+    Descriptor, DescriptorKind, Hold, LookupError, Memdesc, Order, TransitionError, Word, WordCell,
 };
+pub use moving::{AdoptError, Freed, IsolatedObject};
+
 use crate::memory::{AllocError, FrozenFrames};
-use crate::mm::{Caches, Mm};
+use crate::mm::{Base, Caches, Mm};
 use crate::platform::Platform;
 use crate::slab::{TypeSafe, TypeSafeCache};
 use crate::sync::shim::{AtomicU32, AtomicU64};
@@ -47,10 +56,10 @@ pub trait FrameObject: TypeSafe + 'static {
 pub struct ZpDesc {
     /// Address of the group of pages that it belongs to.
     pub zspage: AtomicU64,
-    /// The group's next page: zone-relative frame.
-    pub next: AtomicU32,
-    /// Offset of the first object that starts in the page.
-    pub first_object: AtomicU32,
+    /// Which of the group's pages it is.
+    pub place: AtomicU32,
+    /// Header of the page's one object, if the object fills the page.
+    pub header: AtomicU32,
 }
 
 /// A page that its driver lets migration move (tag Movable).
@@ -71,7 +80,7 @@ const _: () = assert!(ZpDesc::KIND.is_type_safe() && MovableDesc::KIND.is_type_s
 // and it is taken by a step that fails on another's.
 unsafe impl TypeSafe for ZpDesc {
     fn new_free() -> Self {
-        Self { zspage: 0.into(), next: 0.into(), first_object: 0.into() }
+        Self { zspage: 0.into(), place: 0.into(), header: 0.into() }
     }
 }
 
@@ -101,13 +110,6 @@ impl FrameObject for MovableDesc {
 /// A described frame and nobody else's.
 #[must_use = "dropping a handle leaks its frame"]
 pub struct Described<'m, D> {
-    frame: Pfn,
-    descriptor: &'m D,
-}
-
-/// A described frame that migration has taken.
-#[must_use = "dropping a handle leaves the frame isolated for ever; put it back"]
-pub struct IsolatedObject<'m, D> {
     frame: Pfn,
     descriptor: &'m D,
 }
@@ -159,14 +161,9 @@ impl<'m, D> Described<'m, D> {
     }
 }
 
-impl<'m, D> IsolatedObject<'m, D> {
-    /// The frame.
-    pub const fn frame(&self) -> Pfn {
-        self.frame
-    }
-
-    /// Its descriptor.
-    pub const fn descriptor(&self) -> &D {
+impl<'m, D> Described<'m, D> {
+    /// The descriptor, which outlives the handle, but not its page.
+    pub const fn descriptor_ref(&self) -> &'m D {
         self.descriptor
     }
 }
@@ -174,12 +171,6 @@ impl<'m, D> IsolatedObject<'m, D> {
 impl<D> fmt::Debug for Described<'_, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Described({:?})", self.frame)
-    }
-}
-
-impl<D> fmt::Debug for IsolatedObject<'_, D> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "IsolatedObject({:?})", self.frame)
     }
 }
 
@@ -201,26 +192,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         frames: FrozenFrames,
         fill: impl FnOnce(&D),
     ) -> Result<Described<'m, D>, DescribeError> {
-        if frames.order() != Order::ZERO {
-            return Err(DescribeError { frames, cause: None });
-        }
-        let cache = D::cache(&self.base().caches);
-        let object = match cache.alloc_typesafe(self.memory(), Gfp::KERNEL) {
-            Ok(object) => object,
-            Err(error) => return Err(DescribeError { frames, cause: Some(error) }),
-        };
-        // SAFETY: an object of the type-safe cache is a `D` since its slab was made, all
-        // of it atomic, and its memory is RAM of `'m`.
-        let descriptor: &'m D = unsafe { object.as_ref() };
-        fill(descriptor);
-        if self.memory().describe(&frames, word_of(descriptor, Hold::Held)).is_err() {
-            // SAFETY: no word names it.
-            unsafe { cache.free(self.memory(), object) };
-            return Err(DescribeError { frames, cause: None });
-        }
-        // The word owns the frame from here on; `undescribe_frames` makes the handle again.
-        let (frame, _) = frames.into_raw();
-        Ok(Described { frame, descriptor })
+        self.base().describe_frames(frames, Gfp::KERNEL, fill)
     }
 
     /// Takes the descriptor away and leaves the page.
@@ -231,7 +203,19 @@ impl<'m, P: Platform> Mm<'m, P> {
         &self,
         object: Described<'m, D>,
     ) -> Result<FrozenFrames, TransitionError> {
-        self.dissolve_object(object.frame, object.descriptor, Hold::Held)
+        self.base().undescribe_frames(object)
+    }
+
+    /// The page's bytes.
+    pub fn described_bytes<'a, D>(&self, object: &'a mut Described<'m, D>) -> &'a mut [u8]
+    where
+        'm: 'a,
+    {
+        let bytes = usize::try_from(PAGE_SIZE).unwrap_or_else(|_| unreachable!("4 KiB"));
+        let start = self.platform().frame_ptr(object.frame);
+        // SAFETY: a frame of RAM, which the platform maps for as long as it lives; any
+        // byte is a valid u8; the handle owns the frame and is borrowed exclusively.
+        unsafe { core::slice::from_raw_parts_mut(start.as_ptr(), bytes) }
     }
 
     /// Lets migration take the page. The owner knows it by its frame number from now on.
@@ -242,74 +226,118 @@ impl<'m, P: Platform> Mm<'m, P> {
         &self,
         object: Described<'m, D>,
     ) -> Result<Pfn, TransitionError> {
-        self.change_hold(object.frame, object.descriptor, Hold::Held, Hold::Movable)?;
-        Ok(object.frame)
+        self.base().let_migrate(object)
     }
 
     /// The owner takes its movable page back: nobody can isolate it any more.
     ///
     /// # Errors
-    /// [`TakeError`]; `Taken(Isolated)` while migration has it.
+    /// [`TakeError`]; `Taken(Isolated)` while migration has it. An owner who wants the
+    /// page only to free it calls [`Self::free_object`], which does not fail then.
     pub fn claim_object<D: FrameObject>(&self, frame: Pfn) -> Result<Described<'m, D>, TakeError> {
-        let descriptor = self.take_object(frame, Hold::Held)?;
+        self.base().claim_object(frame)
+    }
+}
+
+/// The calls, for parts that have no manager at hand: a swap device, an allocator.
+impl<P: Platform> Base<P> {
+    /// Gives a page a descriptor, which `fill` fills before anybody can see it;
+    /// `gfp` says what its memory may cost.
+    ///
+    /// # Errors
+    /// [`DescribeError`], with the frames: no memory, or no single page of kind frozen.
+    pub fn describe_frames<'m, D: FrameObject>(
+        &'m self,
+        frames: FrozenFrames,
+        gfp: Gfp,
+        fill: impl FnOnce(&D),
+    ) -> Result<Described<'m, D>, DescribeError> {
+        if frames.order() != Order::ZERO {
+            return Err(DescribeError { frames, cause: None });
+        }
+        let cache = D::cache(&self.caches);
+        let object = match cache.alloc_typesafe(&self.memory, gfp) {
+            Ok(object) => object,
+            Err(error) => return Err(DescribeError { frames, cause: Some(error) }),
+        };
+        // SAFETY: an object of the type-safe cache is a `D` since its slab was made, all
+        // of it atomic, and its memory is RAM of `'m`.
+        let descriptor: &'m D = unsafe { object.as_ref() };
+        fill(descriptor);
+        if self.memory.describe(&frames, word_of(descriptor, Hold::Held)).is_err() {
+            // SAFETY: no word names it.
+            unsafe { cache.free(&self.memory, object) };
+            return Err(DescribeError { frames, cause: None });
+        }
+        // The word owns the frame from here on; `undescribe_frames` makes the handle again.
+        let (frame, _) = frames.into_raw();
         Ok(Described { frame, descriptor })
     }
 
-    /// Migration takes a movable page from its owner: one swap, no lock, no count.
-    ///
-    /// # Errors
-    /// [`TakeError`].
-    pub fn isolate_object<D: FrameObject>(
-        &self,
-        frame: Pfn,
-    ) -> Result<IsolatedObject<'m, D>, TakeError> {
-        let descriptor = self.take_object(frame, Hold::Isolated)?;
-        Ok(IsolatedObject { frame, descriptor })
-    }
-
-    /// Migration gives a page back to its owner, movable as before.
-    ///
-    /// # Errors
-    /// The word is not the handle's: memory corruption.
-    pub fn putback_object<D: FrameObject>(
-        &self,
-        object: IsolatedObject<'m, D>,
-    ) -> Result<(), TransitionError> {
-        self.change_hold(object.frame, object.descriptor, Hold::Isolated, Hold::Movable)
-    }
-
-    /// Ends a migration: the owner has moved to another page, and this one is
-    /// allocated memory again. Its descriptor is freed.
+    /// As [`Mm::undescribe_frames`].
     ///
     /// # Errors
     /// The word is not the handle's: memory corruption. Frame and descriptor are leaked.
-    pub fn retire_object<D: FrameObject>(
-        &self,
-        object: IsolatedObject<'m, D>,
-    ) -> Result<FrozenFrames, TransitionError> {
-        self.dissolve_object(object.frame, object.descriptor, Hold::Isolated)
-    }
-
-    fn dissolve_object<D: FrameObject>(
-        &self,
-        frame: Pfn,
-        descriptor: &'m D,
-        hold: Hold,
+    pub fn undescribe_frames<'m, D: FrameObject>(
+        &'m self,
+        object: Described<'m, D>,
     ) -> Result<FrozenFrames, TransitionError> {
         // SAFETY: the handle owned the frame, whose word names the descriptor.
-        let frames = unsafe { FrozenFrames::from_raw(frame, Order::ZERO) };
-        self.memory().undescribe(&frames, word_of(descriptor, hold))?;
-        let cache = D::cache(&self.base().caches);
-        // SAFETY: from this cache, and no word names it any more; late walkers find it
-        // a `D` still.
-        unsafe { cache.free(self.memory(), NonNull::from(descriptor)) };
+        let frames = unsafe { FrozenFrames::from_raw(object.frame, Order::ZERO) };
+        self.memory.undescribe(&frames, word_of(object.descriptor, Hold::Held))?;
+        self.free_object_descriptor(object.descriptor);
         Ok(frames)
     }
 
-    fn take_object<D: FrameObject>(&self, frame: Pfn, to: Hold) -> Result<&'m D, TakeError> {
-        let word = self.memory().words().load(frame);
+    /// As [`Mm::let_migrate`].
+    ///
+    /// # Errors
+    /// The word is not the handle's: memory corruption.
+    pub fn let_migrate<'m, D: FrameObject>(
+        &'m self,
+        object: Described<'m, D>,
+    ) -> Result<Pfn, TransitionError> {
+        self.change_hold(object.frame, object.descriptor, Hold::Held, Hold::Movable)?;
+        Ok(object.frame)
+    }
+
+    /// As [`Mm::claim_object`].
+    ///
+    /// # Errors
+    /// [`TakeError`]; `Taken(Isolated)` while migration has it.
+    pub fn claim_object<'m, D: FrameObject>(
+        &'m self,
+        frame: Pfn,
+    ) -> Result<Described<'m, D>, TakeError> {
+        let (word, hold, descriptor) = self.found_object::<D>(frame)?;
+        if hold != Hold::Movable {
+            return Err(TakeError::Taken(hold));
+        }
+        let held = word_of(descriptor, Hold::Held);
+        self.memory.transition(frame, word, held).map_err(|_| TakeError::Raced)?;
+        Ok(Described { frame, descriptor })
+    }
+
+    fn free_object_descriptor<D: FrameObject>(&self, descriptor: &D) {
+        let cache = D::cache(&self.caches);
+        // SAFETY: from this cache, and no word names it any more; late walkers find it
+        // a `D` still.
+        unsafe { cache.free(&self.memory, NonNull::from(descriptor)) };
+    }
+
+    fn cell_of(&self, frame: Pfn) -> Result<&WordCell, TransitionError> {
+        let cell = self.memory.words().cell(frame);
+        // A handle of another machine's memory.
+        cell.map_err(|_| TransitionError::Raced { found: Word::EMPTY })
+    }
+
+    /// The object that the word of `frame` names, the word, and its hold. Unless the
+    /// caller owns the frame, the object may be another frame's at any time.
+    fn found_object<D: FrameObject>(&self, frame: Pfn) -> Result<(Word, Hold, &D), TakeError> {
+        let word = self.memory.words().load(frame);
         let word = word.map_err(|out| TakeError::Lookup(LookupError::OutOfMap(out)))?;
-        let descriptor = match self.memory().words().decode(frame).map_err(TakeError::Lookup)? {
+        let unknown = |unknown| TakeError::Lookup(LookupError::Unknown(unknown));
+        let found = match word.decode().map_err(unknown)? {
             Memdesc::Descriptor(found) if found.kind == D::KIND => found,
             Memdesc::Descriptor(_)
             | Memdesc::Block(_)
@@ -319,18 +347,13 @@ impl<'m, P: Platform> Mm<'m, P> {
             | Memdesc::Buddy(_)
             | Memdesc::Transit(_) => return Err(TakeError::OtherKind(word)),
         };
-        if descriptor.hold != Hold::Movable {
-            return Err(TakeError::Taken(descriptor.hold));
-        }
-        let from = Memdesc::Descriptor(descriptor).encode();
-        let taken = Memdesc::Descriptor(descriptor.with_hold(to)).encode();
-        self.memory().transition(frame, from, taken).map_err(|_| TakeError::Raced)?;
-        let address = usize::try_from(descriptor.address()).unwrap_or(0);
+        let address = usize::try_from(found.address()).unwrap_or(0);
         let object = NonNull::new(core::ptr::with_exposed_provenance_mut::<D>(address));
         let object = object.ok_or(TakeError::OtherKind(word))?;
-        // SAFETY: the word named it until this swap, which took the frame and its
-        // descriptor from whoever else might have freed them.
-        Ok(unsafe { &*object.as_ptr() })
+        // SAFETY: the word names it, so it is an object of the cache, whose memory stays
+        // a `D`, all of it atomic, until a grace period after it was freed; the callers
+        // own the frame, or do not look at it before a swap of the word.
+        Ok((word, found.hold, unsafe { &*object.as_ptr() }))
     }
 
     fn change_hold<D: FrameObject>(
@@ -340,7 +363,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         from: Hold,
         to: Hold,
     ) -> Result<(), TransitionError> {
-        self.memory().transition(frame, word_of(descriptor, from), word_of(descriptor, to))
+        self.memory.transition(frame, word_of(descriptor, from), word_of(descriptor, to))
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::memdesc::Kind;
+use crate::memdesc::{Kind, PutBack};
 use crate::mm::Base;
 use crate::platform::FaultSite;
 use crate::sync::shim::Ordering;
@@ -25,7 +25,7 @@ fn pages_go_through_their_life_and_come_back_as_frames() {
     assert_eq!(isolated.descriptor().owner.load(Ordering::Relaxed), 7);
     let taken = mm.claim_object::<MovableDesc>(frame).map(drop);
     assert_eq!(taken, Err(TakeError::Taken(Hold::Isolated)));
-    mm.putback_object(isolated).unwrap();
+    assert_eq!(mm.putback_object(isolated), Ok(PutBack::Returned));
     let object = mm.claim_object::<MovableDesc>(frame).unwrap();
     let taken = mm.isolate_object::<MovableDesc>(frame).map(drop);
     assert_eq!(taken, Err(TakeError::Taken(Hold::Held)));
@@ -83,7 +83,7 @@ fn of_a_claim_and_an_isolation_one_succeeds() {
             for _ in 0..2000 {
                 if let Ok(object) = mm.isolate_object::<MovableDesc>(frame) {
                     alone();
-                    mm.putback_object(object).unwrap();
+                    assert_eq!(mm.putback_object(object), Ok(PutBack::Returned));
                 }
             }
         });

@@ -5,6 +5,7 @@ use super::stats::ReclaimEvent;
 use crate::buddy::Gfp;
 use crate::memdesc::Order;
 use crate::memory::{AllocError, FrozenFrames};
+use crate::migrate::MigrateMode;
 use crate::mm::Mm;
 use crate::platform::Platform;
 
@@ -41,8 +42,24 @@ impl<'m, P: Platform> Mm<'m, P> {
         let taken = self.memory().alloc_frozen(order, gfp);
         match taken {
             Err(error) if may_reclaim(gfp) => self.reclaim_for(order, gfp).ok_or(error),
+            Err(error) => self.compact_for(order, gfp).ok_or(error),
             taken => taken,
         }
+    }
+
+    /// Compacts for an allocation that does not reclaim, as far as it says so; if that
+    /// is not at all, only tells the compaction thread.
+    fn compact_for(&self, order: Order, gfp: Gfp) -> Option<FrozenFrames> {
+        let modes = [
+            (Gfp::COMPACT.union(Gfp::COMPACT_SYNC), MigrateMode::Async),
+            (Gfp::COMPACT_SYNC, MigrateMode::SyncLight),
+        ];
+        let mut allowed = modes.into_iter().filter(|(flags, _)| gfp.intersects(*flags));
+        let block = allowed.find_map(|(_, mode)| self.alloc_by_compaction(order, gfp, mode).ok());
+        if block.is_none() {
+            self.wake_kcompactd(order);
+        }
+        block
     }
 
     /// Has a program's page pay for what it takes from below the low watermark:
@@ -58,23 +75,37 @@ impl<'m, P: Platform> Mm<'m, P> {
         }
     }
 
-    /// Reclaims until the block is there, nothing comes free any more, or it has
-    /// been tried often enough.
+    /// Reclaims and compacts until the block is there, nothing comes free any more, or
+    /// it has been tried often enough.
+    ///
+    /// A large block is seldom what reclaim makes: where enough is free, but scattered,
+    /// pages are moved before any is taken from a program (Linux does the same).
     fn reclaim_for(&self, order: Order, gfp: Gfp) -> Option<FrozenFrames> {
-        let rounds = if order.get() > COSTLY_ORDER { 1 } else { MAX_ROUNDS };
+        let is_costly = order.get() > COSTLY_ORDER;
+        if is_costly && let Ok(frames) = self.alloc_by_compaction(order, gfp, MigrateMode::Async) {
+            return Some(frames);
+        }
+        let rounds = if is_costly { 1 } else { MAX_ROUNDS };
         for _ in 0..rounds {
-            if self.direct_reclaim(RECLAIM_BATCH.max(order.pages().get())) == 0 {
-                break;
-            }
-            if let Ok(frames) = self.memory().alloc_frozen(order, gfp) {
+            let freed = self.direct_reclaim(RECLAIM_BATCH.max(order.pages().get()));
+            if freed > 0
+                && let Ok(frames) = self.memory().alloc_frozen(order, gfp)
+            {
                 return Some(frames);
+            }
+            let compacted = self.alloc_by_compaction(order, gfp, MigrateMode::SyncLight);
+            if let Ok(frames) = compacted {
+                return Some(frames);
+            }
+            if freed == 0 {
+                break;
             }
         }
         None
     }
 
     /// Frees about `target` pages from lists and caches, for an allocation.
-    pub(super) fn direct_reclaim(&self, target: u64) -> u64 {
+    pub(crate) fn direct_reclaim(&self, target: u64) -> u64 {
         self.reclaim.count(ReclaimEvent::Direct);
         let mut freed = self.shrink_lists(target);
         if freed < target {

@@ -7,7 +7,7 @@ use super::stats::ReclaimEvent;
 use crate::errno::Errno;
 use crate::mm::Mm;
 use crate::pgtable::ZapRules;
-use crate::platform::Platform;
+use crate::platform::{Platform, WaitKey};
 use crate::space::{AddressSpace, SpaceGrab, VmFlags};
 use crate::sync::shim::Ordering;
 
@@ -151,11 +151,19 @@ impl<'m, P: Platform> Mm<'m, P> {
             self.reclaim.count(ReclaimEvent::NobodyToKill);
             return Err(OutOfMemory);
         };
-        victim.dead.store(true, Ordering::Release);
+        self.mark_dead(&victim);
         self.reclaim.count(ReclaimEvent::Killed);
         self.reap(&victim);
         self.drop_space(victim);
         Ok(())
+    }
+
+    /// Says that a process is to end. Its threads that sleep look again.
+    pub(super) fn mark_dead(&self, space: &AddressSpace<'m, P>) {
+        space.dead.store(true, Ordering::Release);
+        // On what they sleep, only they know.
+        let (first, count) = WaitKey::ALL;
+        self.platform().wake(first, count);
     }
 
     /// The living space with most pages in memory, in swap and in tables.

@@ -42,7 +42,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     }
 
     /// Asks all caches once: large folios of which a part is not mapped, page tables and objects that wait for readers who
-    /// are gone, slabs without an object, registered shrinkers. Returns pages freed.
+    /// are gone, slabs without an object, sparse pages of zsmalloc, registered shrinkers. Returns pages freed.
     pub(super) fn shrink_caches(&self) -> u64 {
         let before = self.memory().free_pages().get();
         self.run_deferred_split(SPLITS_AT_ONCE);
@@ -53,6 +53,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         }
         // Slabs of type-safe caches have only now begun to wait; without readers they need not.
         self.base().poll_rcu();
+        self.zs_compact();
         let freed = self.memory().free_pages().get().saturating_sub(before);
         // Called without the list's lock, which is a spinning one.
         let shrinkers = *self.reclaim.shrinkers.lock(self.platform());

@@ -12,10 +12,10 @@ use crate::mm::Mm;
 use crate::pagecache::FileMapping;
 use crate::pgtable::softleaf::MigrationAccess;
 use crate::pgtable::{
-    Entry, Leaf, LeafFlags, LeafState, LeafWalk, Location, Pte, PteState, SizedLeaf, Softleaf,
+    Entry, Leaf, LeafFlags, LeafState, LeafWalk, Location, Pmd, Pte, PteState, SizedLeaf, Softleaf,
     Sought, SoughtLeaves, ZapRules,
 };
-use crate::platform::Platform;
+use crate::platform::{Platform, WaitKey};
 use crate::space::{AddressSpace, Rss, VmFlags, Vma};
 use crate::sync::shim::Ordering;
 
@@ -30,6 +30,26 @@ pub enum Unmap {
     Reclaim,
     /// Migration leaves, one a page: faults wait until they are replaced.
     Migrate,
+    /// Migration leaves of the size that the leaves had, of a folio that moves as a whole.
+    MigrateWhole,
+}
+
+impl Unmap {
+    /// Whether the leaves come back.
+    const fn is_migration(self) -> bool {
+        match self {
+            Self::Migrate | Self::MigrateWhole => true,
+            Self::Drop | Self::Reclaim => false,
+        }
+    }
+
+    /// Whether a PMD leaf becomes 512 PTEs first.
+    const fn splits_pmds(self) -> bool {
+        match self {
+            Self::Migrate | Self::Reclaim => true,
+            Self::Drop | Self::MigrateWhole => false,
+        }
+    }
 }
 
 /// A leaf could not be taken away: pinned, no slot, no memory for a table.
@@ -41,7 +61,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// in the folio or the new leaf. Returns whether none is left.
     ///
     /// Stops at the first leaf that cannot go, because somebody pinned the page,
-    /// say: those taken away stay so; after [`Unmap::Migrate`] the caller puts them
+    /// say: those taken away stay so; after a migration's the caller puts them
     /// back by [`Self::restore_leaves`]. The caller holds a reference.
     pub fn try_to_unmap(&self, folio: &Folio, how: Unmap) -> bool {
         debug_assert!(folio.is_locked(), "{folio:?}");
@@ -69,7 +89,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             let mut walk = LeafWalk::new(space.tables(), range, sought, SoughtLeaves::Mapped);
             let block = loop {
                 let Some((at, leaf)) = walk.next_leaf() else { return ControlFlow::Continue(()) };
-                if leaf.order > 0 && how != Unmap::Drop {
+                if leaf.order > 0 && how.splits_pmds() {
                     break at;
                 }
                 if unmap_leaf(self, &mut walk, leaf, folio, how, space).is_err() {
@@ -91,6 +111,7 @@ impl<'m, P: Platform> Mm<'m, P> {
     /// the copy after one that did not. All that the leaves kept comes back.
     ///
     /// The folio is locked and not frozen; `anchor` is from before it was unmapped.
+    /// Who sleeps on one of the leaves goes on.
     pub fn restore_leaves(&self, anchor: &RmapAnchor<'m, P>, folio: &Folio, from: abi::Pfn) {
         debug_assert!(folio.is_locked(), "{folio:?}");
         let Some(frames) = abi::PfnRange::from_start(from, folio.pages()) else { return };
@@ -99,17 +120,26 @@ impl<'m, P: Platform> Mm<'m, P> {
             let tables = unsafe { vma.space.as_ref() }.tables();
             let sought = Sought::Frames(frames);
             let mut walk = LeafWalk::new(tables, span.range, sought, SoughtLeaves::Migrating);
-            while let Some((_, leaf)) = walk.next_leaf() {
-                if let LeafState::Soft(leaf) = leaf.state
-                    && let Some(pte) = restored(leaf, vma, folio, from)
-                {
+            while let Some((_, SizedLeaf { state, order })) = walk.next_leaf() {
+                let LeafState::Soft(leaf) = state else { continue };
+                let pte = restored(leaf, vma, folio, from);
+                let entry = if order == 0 {
+                    pte.map(Pte::entry)
+                } else {
+                    // What moved as a whole is aligned as it was.
+                    pte.and_then(Pte::collapse).map(Pmd::entry)
+                };
+                debug_assert!(entry.is_some(), "{leaf:?} of {folio:?}");
+                if let Some(entry) = entry {
                     self.dup_rmap(folio);
-                    walk.replace(pte.entry());
+                    walk.replace(entry);
                 }
             }
             ControlFlow::Continue(())
         });
         debug_assert_eq!(walk, ControlFlow::Continue(()));
+        // Whatever became of the leaves meanwhile: none names these frames any more.
+        self.platform().wake(WaitKey::frame(from), frames.len().get());
     }
 
     /// Zaps the pages `first..end` of a file from all that map it, private copies
@@ -179,7 +209,7 @@ fn unmap_leaf<'m, P: Platform>(
     if let Some(new) = new {
         walk.replace(new.entry());
     }
-    if how != Unmap::Migrate {
+    if !how.is_migration() {
         let counter = if folio.is_anon() { &rss.anon } else { &rss.file };
         counter.fetch_sub(pages, Ordering::Relaxed);
         if new.is_some() {
@@ -231,7 +261,7 @@ fn replacement<P: Platform>(
     }
     match how {
         Unmap::Drop => Ok(None),
-        Unmap::Migrate => Ok(Some(migration_leaf(was))),
+        Unmap::Migrate | Unmap::MigrateWhole => Ok(Some(migration_leaf(was))),
         Unmap::Reclaim if !folio.is_anon() => Ok(None),
         Unmap::Reclaim if folio.has(FolioFlags::SWAPBACKED) => swap_leaf(mm, was, folio).map(Some),
         Unmap::Reclaim => {

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use abi::PfnRange;
+
 use crate::errno::Errno;
 use crate::fault::FaultError;
 use crate::mm::Mm;
@@ -36,6 +38,11 @@ pub trait Machine: Platform + Sized {
         work: &(dyn Fn(usize) + Sync),
         serve: &mut dyn FnMut(),
     ) -> Result<(), Errno>;
+
+    /// RAM that is not in use and of which no map knows, to be [added](crate::memory::Memory::add_block).
+    fn spare(&self) -> Option<PfnRange> {
+        None
+    }
 
     /// Lets other threads of this CPU run, if there are any.
     fn yield_now(&self);

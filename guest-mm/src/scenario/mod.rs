@@ -10,8 +10,11 @@
 //! and after, and takes a census.
 
 mod args;
+mod balloon;
 mod bench;
 mod census;
+mod come_to_life;
+mod compaction_test;
 mod cow;
 mod digest;
 mod failure;
@@ -19,7 +22,12 @@ mod fault;
 mod gup_longterm;
 mod gup_stress;
 mod gup_test;
+mod hoard;
+mod hog;
+mod isolate_race;
 mod machine;
+mod migrate_hammer;
+pub(crate) mod migration;
 mod mkdirty;
 mod oom;
 mod process;
@@ -31,16 +39,20 @@ mod split;
 mod split_huge_page;
 mod swap;
 pub mod xarray;
+mod zsmalloc_migrate;
 
 use core::fmt;
 
 pub use args::{Args, MAX_ROUNDS, Mutant};
+pub use bench::Samples;
 pub use digest::Digest;
 pub use failure::{Failure, OrFail, check, check_eq, check_err};
 pub use machine::{Access, Machine, Signal};
 pub use process::{Process, pattern};
 pub use rng::Rng;
 
+use crate::balloon::BalloonStatus;
+use crate::migrate::MovableKind;
 use crate::mm::Mm;
 use crate::platform::MAX_CPUS;
 use crate::sync::{LockClass, SpinLock};
@@ -83,10 +95,38 @@ pub enum Name {
     SplitHugePage,
     /// Linux's `folio_split_race_test`.
     FolioSplitRace,
+    /// Linux's `migration` test.
+    Migration,
+    /// Linux's `rmap` test.
+    Rmap,
+    /// Linux's `compaction_test`.
+    CompactionTest,
+    /// Pages are isolated, moved and freed by all CPUs.
+    IsolateRace,
     /// Linux's XArray test.
     XArray,
+    /// Pages of compressed objects move.
+    ZsmallocMigrate,
+    /// Memory comes to life.
+    ComeToLife,
+    /// Experiment E2: PFN arrays or linked lists.
+    ExpE2,
+    /// Experiment E5: isolation by CAS, or by lock and reference.
+    ExpE5,
+    /// Ballooned pages move.
+    BalloonMigrate,
+    /// Ballooned pages move while memory runs out.
+    BalloonMigrateOom,
+    /// Data is hammered while its pages and the balloon's move.
+    MigrateHammer,
     /// Measurements, one line of JSON each.
     BenchMm,
+    /// The PFN stores against each other.
+    ExpE3,
+    /// Blocks of order 9 among ballooned pages.
+    ExpE9,
+    /// Blocks of memory added with little free.
+    ExpE10,
 }
 
 /// What can be said of a scenario without running it.
@@ -127,13 +167,33 @@ impl Name {
         Self::Mkdirty,
         Self::SplitHugePage,
         Self::FolioSplitRace,
+        Self::Migration,
+        Self::Rmap,
+        Self::CompactionTest,
+        Self::IsolateRace,
         Self::XArray,
+        Self::ZsmallocMigrate,
+        Self::ComeToLife,
+        Self::ExpE2,
+        Self::ExpE5,
+        Self::BalloonMigrate,
+        Self::BalloonMigrateOom,
+        Self::MigrateHammer,
         Self::BenchMm,
+        Self::ExpE3,
+        Self::ExpE9,
+        Self::ExpE10,
     ];
 
     /// The scenario called `name`.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|scenario| scenario.spec().name == name)
+    }
+
+    /// Whether it measures, which says nothing of right and wrong.
+    pub fn is_measurement(self) -> bool {
+        let name = self.spec().name;
+        name == "bench-mm" || name.starts_with("exp-")
     }
 
     /// What it is.
@@ -155,8 +215,28 @@ impl Name {
             Self::Mkdirty => ("mkdirty", "dirty is not writable: Linux's mkdirty"),
             Self::SplitHugePage => ("split_huge_page_test", "splits to any order: Linux's test"),
             Self::FolioSplitRace => ("folio_split_race_test", "splits under access: Linux's test"),
+            Self::Migration => ("migration", "pages move under their users: Linux's test"),
+            Self::Rmap => ("rmap", "a page that moves moves for all: Linux's test"),
+            Self::CompactionTest => {
+                ("compaction_test", "huge pages among scattered ones: Linux's test")
+            }
+            Self::IsolateRace => ("isolate-race", "pages are isolated, moved, freed by all CPUs"),
             Self::XArray => ("xarray", "the groups of Linux's XArray test"),
+            Self::ZsmallocMigrate => ("zsmalloc-migrate", "compressed objects whose pages move"),
+            Self::ComeToLife => {
+                ("come-to-life", "memory is added when nothing is free, and goes again")
+            }
+            Self::ExpE2 => ("exp-e2", "experiment E2: arrays or lists of pages that migrate"),
+            Self::ExpE5 => ("exp-e5", "experiment E5: isolation by a swap, or by lock and count"),
+            Self::BalloonMigrate => ("balloon-migrate", "ballooned pages leave range after range"),
+            Self::BalloonMigrateOom => ("balloon-migrate-oom", "they move while memory runs out"),
+            Self::MigrateHammer => ("migrate-hammer", "data is used while its pages move"),
             Self::BenchMm => ("bench-mm", "measurements, one line of JSON each"),
+            Self::ExpE10 => {
+                ("exp-e10", "memory added with little free: what can fail, and what it takes")
+            }
+            Self::ExpE3 => ("exp-e3", "PFN stores: bytes, times, and what fails without memory"),
+            Self::ExpE9 => ("exp-e9", "huge pages among ballooned ones, movable and pinned"),
         };
         let mutants: &[Mutant] =
             if matches!(self, Self::GupStress) { &[Mutant::NoRecheck] } else { &[] };
@@ -171,6 +251,16 @@ pub trait Caller {
 
     /// Called between steps of scenarios that take long: serves devices.
     fn serve(&mut self) {}
+
+    /// Where the balloon's driver stands, if the machine has a balloon.
+    fn balloon(&mut self) -> Option<BalloonStatus> {
+        None
+    }
+
+    /// Sets the balloon's target, in pages; `false` where only the host can.
+    fn set_balloon_target(&mut self, _pages: u64) -> bool {
+        false
+    }
 }
 
 /// What a scenario works with.
@@ -209,6 +299,16 @@ impl<'a, 'm, M: Machine> Ctx<'a, 'm, M> {
     /// Prints a line.
     pub fn print(&mut self, line: fmt::Arguments<'_>) {
         self.caller.print(line);
+    }
+
+    /// Where the balloon's driver stands, if the machine has a balloon.
+    pub fn balloon(&mut self) -> Option<BalloonStatus> {
+        self.caller.balloon()
+    }
+
+    /// Sets the balloon's target, in pages; `false` where only the host can.
+    pub fn set_balloon_target(&mut self, pages: u64) -> bool {
+        self.caller.set_balloon_target(pages)
     }
 
     /// To be called now and then by whoever takes long.
@@ -297,8 +397,8 @@ impl<M: Machine> fmt::Debug for Case<M> {
 pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     // What threads need once and keep, stacks for instance, exists before pages are counted.
     ctx.run_on(MAX_CPUS, &|_| Ok(()))?;
-    let before = census::settled_free_pages(ctx.mm).get();
-    let from_balloon = ctx.mm.reclaim_stats().notified_pages;
+    let before = pages_at_hand(ctx);
+    let nodes_before = store_pages(ctx.mm);
     let outcome = match name {
         Name::Census => Ok(()),
         Name::Cow => cow::run(ctx),
@@ -316,19 +416,47 @@ pub fn run<M: Machine>(name: Name, ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         Name::Mkdirty => mkdirty::run(ctx),
         Name::SplitHugePage => split_huge_page::run(ctx),
         Name::FolioSplitRace => split_huge_page::run_race(ctx),
+        Name::Migration => migration::run_migration(ctx),
+        Name::Rmap => migration::run_rmap(ctx),
+        Name::CompactionTest => compaction_test::run(ctx),
+        Name::IsolateRace => isolate_race::run(ctx),
         Name::XArray => xarray::run(ctx),
+        Name::ZsmallocMigrate => zsmalloc_migrate::run(ctx),
+        Name::ComeToLife => come_to_life::run(ctx),
+        Name::ExpE2 => bench::batch_walk::run(ctx),
+        Name::ExpE5 => bench::isolation::run(ctx),
+        Name::BalloonMigrate => balloon::run(ctx),
+        Name::BalloonMigrateOom => balloon::run_oom(ctx),
+        Name::MigrateHammer => migrate_hammer::run(ctx),
         Name::BenchMm => bench::run(ctx),
+        Name::ExpE3 => bench::stores::run(ctx),
+        Name::ExpE9 => bench::balloon_compaction::run(ctx),
+        Name::ExpE10 => bench::hot_add::run(ctx),
     };
     ctx.machine().leave();
     if let Err(failure) = outcome {
         ctx.print(format_args!("FAILED: {failure}"));
     }
-    let after = census::settled_free_pages(ctx.mm);
-    // What a balloon gave for want of memory stays with the guest.
-    let from_balloon = ctx.mm.reclaim_stats().notified_pages - from_balloon;
-    let kept = check_eq(after.get(), before + from_balloon, "free pages afterwards");
+    let after = pages_at_hand(ctx);
+    // The store of a balloon whose pages were moved may want more nodes for them, or fewer.
+    let (nodes_before, nodes_after) = match ctx.mm.movable_ops(MovableKind::Offline) {
+        Some(_) => (nodes_before, store_pages(ctx.mm)),
+        None => (0, 0),
+    };
+    let kept = check_eq(after + nodes_after, before + nodes_before, "free pages afterwards");
     if let Err(failure) = kept {
         ctx.print(format_args!("LEAK: {failure}"));
     }
     outcome.and(kept).and(census::take(ctx))
+}
+
+/// Pages with nodes of XArrays, which a balloon's store is one of.
+fn store_pages<M: Machine>(mm: &Mm<'_, M>) -> u64 {
+    mm.base().caches.xa_node.stats(mm.memory()).slabs
+}
+
+/// Free pages, and those in the balloon: what it gives for want of memory stays with the guest.
+fn pages_at_hand<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> u64 {
+    let free = census::settled_free_pages(ctx.mm).get();
+    free + ctx.balloon().map_or(0, |status| status.pages().get())
 }

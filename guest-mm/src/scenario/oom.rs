@@ -3,21 +3,19 @@
 //! Most of the machine's memory is taken away first, so that the scenario takes
 //! as long on a machine of any size.
 
-use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use abi::{PAGE_SIZE, Pfn};
+use abi::PAGE_SIZE;
 
+use super::hog::Hog;
 use super::{Case, Ctx, Machine, Outcome, Process, Signal, check, check_eq};
 use crate::buddy::Gfp;
 use crate::errno::Errno;
-use crate::memdesc::Order;
-use crate::memory::FrozenFrames;
 use crate::mm::Mm;
 use crate::space::MmapArgs;
 
 /// Pages that are left to play with, about, above what stays free on a machine of this size.
-const LEFT: u64 = 2048;
+pub(super) const LEFT: u64 = 2048;
 /// Slots of the device of the case with swap.
 const SLOTS: u32 = 256;
 /// Pages of the process that shall live.
@@ -25,7 +23,9 @@ const SMALL: u64 = 64;
 
 /// Runs the scenario.
 pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
-    let hog = Hog::take(ctx.mm);
+    let mut hog = Hog::new();
+    let reserve = ctx.mm.memory().watermarks().min;
+    hog.take_until(ctx.mm, reserve + LEFT, Gfp::KERNEL);
     let left = usable_pages(ctx.mm);
     ctx.print(format_args!("{left} pages are left, of {}", ctx.mm.memory().managed_pages().get()));
     let before = ctx.mm.reclaim_stats();
@@ -48,64 +48,8 @@ pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     ended
 }
 
-/// Memory that is taken away: blocks that each name the next in their first bytes.
-struct Hog {
-    first: Option<(Pfn, Order)>,
-}
-
-/// What the first bytes of a block say: the next one's frame, and its order + 1; 0 for none.
-type Link = [u64; 2];
-
-impl Hog {
-    /// Takes all but [`LEFT`] pages.
-    fn take<M: Machine>(mm: &Mm<'_, M>) -> Self {
-        let memory = mm.memory();
-        let mut hog = Self { first: None };
-        let mut order = Order::MAX;
-        loop {
-            let excess = usable_pages(mm).saturating_sub(LEFT);
-            order = order.min(Order::fitting(excess));
-            if excess == 0 {
-                return hog;
-            }
-            match memory.alloc_frozen(order, Gfp::KERNEL) {
-                Ok(frames) => hog.push(mm, frames),
-                Err(_) => match order.down() {
-                    Some(lower) => order = lower,
-                    None => return hog,
-                },
-            }
-        }
-    }
-
-    fn push<M: Machine>(&mut self, mm: &Mm<'_, M>, frames: FrozenFrames) {
-        let (pfn, order) = frames.into_raw();
-        let next =
-            self.first.map_or([0, 0], |(pfn, order)| [pfn.number(), u64::from(order.get()) + 1]);
-        let place: NonNull<Link> = mm.platform().frame_ptr(pfn).cast();
-        // SAFETY: a block of ours that nobody else uses.
-        unsafe { place.write(next) };
-        self.first = Some((pfn, order));
-    }
-
-    /// Gives everything back.
-    fn free<M: Machine>(mut self, mm: &Mm<'_, M>) {
-        while let Some((pfn, order)) = self.first {
-            let place: NonNull<Link> = mm.platform().frame_ptr(pfn).cast();
-            // SAFETY: a block of ours, written by `push`.
-            let [next, next_order] = unsafe { place.read() };
-            // SAFETY: the handle that `push` gave up.
-            let frames = unsafe { FrozenFrames::from_raw(pfn, order) };
-            mm.memory().free_frozen(frames);
-            let next_order = next_order.checked_sub(1).and_then(|order| u32::try_from(order).ok());
-            self.first =
-                next_order.and_then(|order| Some((Pfn::new(next)?, Order::try_from(order).ok()?)));
-        }
-    }
-}
-
 /// Free pages that a program can have: those above the *min* watermark, which grows with the machine.
-fn usable_pages<M: Machine>(mm: &Mm<'_, M>) -> u64 {
+pub(super) fn usable_pages<M: Machine>(mm: &Mm<'_, M>) -> u64 {
     let memory = mm.memory();
     memory.free_pages().get().saturating_sub(memory.watermarks().min)
 }

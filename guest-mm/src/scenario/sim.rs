@@ -11,13 +11,20 @@ use std::cell::{Cell, RefCell};
 use std::string::{String, ToString};
 use std::vec::Vec;
 
+use abi::PfnRange;
+
 use super::{Access, Args, Caller, Ctx, Failure, Machine, Name, Rng, Signal, run};
 use crate::addr::{USER_END, VirtAddr};
+use crate::balloon::{BalloonDriver, BalloonStatus, Options, Patience, SharedBalloon};
 use crate::errno::Errno;
 use crate::fault::FaultAccess;
+use crate::memdesc::{Kind, SECTION_PAGES};
+use crate::memory::Memory;
 use crate::mm::{Base, Mm};
 use crate::platform::{AtomicCpuSet, MAX_CPUS, Platform};
 use crate::space::AddressSpace;
+use crate::store::{PfnStore, XArrayStore};
+use crate::testing::balloon::BalloonDevice;
 use crate::testing::mmu::{MmuAccess, PageFault};
 use crate::testing::{self, TestPlatform, set_cpu};
 
@@ -32,6 +39,10 @@ std::thread_local! {
 }
 
 impl Machine for TestPlatform {
+    fn spare(&self) -> Option<PfnRange> {
+        TestPlatform::spare(self)
+    }
+
     fn cpus(&self) -> usize {
         MAX_CPUS
     }
@@ -170,13 +181,36 @@ pub struct Report {
     pub outcome: Result<(), Failure>,
 }
 
-struct Lines(Vec<String>);
+struct Lines<'a> {
+    lines: Vec<String>,
+    balloon: Option<&'a dyn HostedBalloon>,
+}
 
-impl Caller for Lines {
+impl Caller for Lines<'_> {
     fn print(&mut self, line: core::fmt::Arguments<'_>) {
-        self.0.push(line.to_string());
+        self.lines.push(line.to_string());
+    }
+
+    fn serve(&mut self) {
+        if let Some(balloon) = self.balloon {
+            balloon.serve();
+        }
+    }
+
+    fn balloon(&mut self) -> Option<BalloonStatus> {
+        self.balloon.and_then(HostedBalloon::status)
+    }
+
+    fn set_balloon_target(&mut self, pages: u64) -> bool {
+        self.balloon.is_some_and(|balloon| balloon.set_target(pages))
     }
 }
+
+/// Pages of a simulated machine that no map names, to be added: 64 MiB.
+const SPARE_PAGES: u64 = 1 << 14;
+
+/// Scenarios for which a machine has a balloon.
+const BALLOONED: [Name; 3] = [Name::BalloonMigrate, Name::BalloonMigrateOom, Name::MigrateHammer];
 
 /// Runs scenario `name` on a new simulated machine with `pages` frames.
 ///
@@ -184,9 +218,70 @@ impl Caller for Lines {
 /// If the machine cannot be set up, and wherever the simulated machine notices
 /// what a real one would not: stale translations, wrong lock orders.
 pub fn simulate(name: Name, args: Args, pages: u64) -> Report {
-    let base = Base::new(testing::memory(pages)).unwrap_or_else(|error| panic!("{error}"));
+    let ram = [testing::range(0, pages)];
+    // Beyond the hole behind RAM, as a device has it.
+    let start = pages.next_multiple_of(SECTION_PAGES.get()) + SECTION_PAGES.get();
+    let spare = testing::range(start, SPARE_PAGES);
+    let platform = TestPlatform::new(&ram, 0).with_spare(spare);
+    let memory = Memory::new(platform, &ram, &[]).unwrap_or_else(|error| panic!("{error}"));
+    let base = Base::new(memory).unwrap_or_else(|error| panic!("{error}"));
+    if !BALLOONED.contains(&name) {
+        return simulate_with(name, args, &Mm::new(&base), None);
+    }
+    // Declared before what borrows them.
+    let device = BalloonDevice::new(base.platform());
+    let all = testing::range(0, pages);
+    let store = XArrayStore::new(&base.rcu, base.xa_nodes(), all);
+    let shared = SharedBalloon::new(base.platform(), Patience::default());
     let mm = Mm::new(&base);
-    let mut caller = Lines(Vec::new());
-    let outcome = run(name, &mut Ctx::new(&mm, args, &mut caller));
-    Report { lines: caller.0, outcome }
+    let options = Options { max_order: 0, ..Options::default() };
+    let driver = BalloonDriver::start(&base.memory, &store, &device, options);
+    shared.install(driver.unwrap_or_else(|error| panic!("{error}")));
+    mm.set_movable_ops(Kind::Offline, &shared).unwrap_or_else(|error| panic!("{error}"));
+    mm.set_oom_notifier(Some(&shared));
+    let hosted = (&device, &shared);
+    let report = simulate_with(name, args, &mm, Some(&hosted));
+    // Whatever the scenario left: the host holds what the guest says, and no more.
+    assert_eq!(hosted.status().map(|status| status.actual.get()), Some(device.held()));
+    report
+}
+
+fn simulate_with(
+    name: Name,
+    args: Args,
+    mm: &Mm<'_, TestPlatform>,
+    balloon: Option<&dyn HostedBalloon>,
+) -> Report {
+    let mut caller = Lines { lines: Vec::new(), balloon };
+    let outcome = run(name, &mut Ctx::new(mm, args, &mut caller));
+    Report { lines: caller.lines, outcome }
+}
+
+/// A balloon as the host and the main loop of its guest see it.
+trait HostedBalloon {
+    /// The main loop's turn.
+    fn serve(&self);
+    /// Where the driver stands.
+    fn status(&self) -> Option<BalloonStatus>;
+    /// What the host wishes; `false` if it has no such device.
+    fn set_target(&self, pages: u64) -> bool;
+}
+
+impl<'m, S: PfnStore> HostedBalloon
+    for (&BalloonDevice<'m>, &SharedBalloon<'m, TestPlatform, &'m BalloonDevice<'m>, S>)
+{
+    fn serve(&self) {
+        self.1.serve(self.0.has_interrupt());
+    }
+
+    fn status(&self) -> Option<BalloonStatus> {
+        self.1.status()
+    }
+
+    fn set_target(&self, pages: u64) -> bool {
+        u32::try_from(pages).is_ok_and(|pages| {
+            self.0.set_target(pages);
+            true
+        })
+    }
 }

@@ -1,4 +1,4 @@
-//! `swap`: pages go to a device in RAM and come back as they went: by
+//! `swap`: pages go to a device in RAM, plain and compressed, and come back as they went: by
 //! MADV_PAGEOUT, so that the scenario needs no shortage and is the same on
 //! machines of any size.
 
@@ -20,11 +20,24 @@ const PAGES: u64 = 96;
 /// Rounds of the threads unless told otherwise.
 const ROUNDS: u64 = 30;
 
-/// Runs the scenario.
+/// Runs the scenario, on both devices.
 pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
-    if ctx.mm.swapon_ram(SLOTS).is_err() {
-        return Err(Errno::ENOMEM.into());
+    for device in ["ram", "zram"] {
+        let on = match device {
+            "zram" => ctx.mm.swapon_zram(SLOTS),
+            _ => ctx.mm.swapon_ram(SLOTS),
+        };
+        if on.is_err() {
+            return Err(Errno::ENOMEM.into());
+        }
+        ctx.print(format_args!("swap to {device}"));
+        on_device(ctx)?;
     }
+    Ok(())
+}
+
+/// Runs all cases on the device that is on, and switches it off.
+fn on_device<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let before = ctx.mm.swap_stats();
     let cases = [
         Case { name: "out-and-in", run: out_and_in },
@@ -46,9 +59,11 @@ pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
         after.cache_hits - before.cache_hits
     ));
     let leaked = u64::from(after.slots - after.free_slots);
+    let kept = ctx.mm.zram_stats().map_or(0, |zram| zram.pages);
     let off = ctx.mm.swapoff();
     ended?;
     check_eq(leaked, 0, "slots in use at the end")?;
+    check_eq(kept, 0, "compressed pages at the end")?;
     check_eq(strange, 0, "leaves with strange slots")?;
     check(off == Ok(()), "swap can be switched off")
 }
@@ -68,27 +83,32 @@ fn swapped<M: Machine>(process: &Process<'_, '_, M>) -> u64 {
     process.space().rss.swap.load(Ordering::Relaxed)
 }
 
-fn page_out<M: Machine>(process: &Process<'_, '_, M>, start: u64) -> Outcome {
+/// Swaps `pages` pages out.
+pub(super) fn page_out<M: Machine>(
+    process: &Process<'_, '_, M>,
+    start: u64,
+    pages: u64,
+) -> Outcome {
     // Not while another thread's accesses go by this CPU's tables.
-    Ok(process.madvise(start, PAGES * PAGE_SIZE, Advice::PageOut)?)
+    Ok(process.madvise(start, pages * PAGE_SIZE, Advice::PageOut)?)
 }
 
 fn out_and_in<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let (process, start) = filled(ctx, 1)?;
-    page_out(&process, start)?;
+    page_out(&process, start, PAGES)?;
     check_eq(swapped(&process), PAGES, "pages in swap")?;
     process.expect(start, PAGES, 1)?;
     check_eq(swapped(&process), 0, "pages in swap after they were read")?;
     // What comes back is the process's own again, and can be written and go once more.
     process.fill(start, PAGES, 2)?;
-    page_out(&process, start)?;
+    page_out(&process, start, PAGES)?;
     process.expect(start, PAGES, 2)
 }
 
 fn written_again<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let (process, start) = filled(ctx, 3)?;
     for round in 0..4 {
-        page_out(&process, start)?;
+        page_out(&process, start, PAGES)?;
         for page in (0..PAGES).filter(|page| page % 4 == round) {
             process.store(start + page * PAGE_SIZE + 64, page)?;
         }
@@ -102,7 +122,7 @@ fn written_again<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
 
 fn fork_shares_slots<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let (parent, start) = filled(ctx, 4)?;
-    page_out(&parent, start)?;
+    page_out(&parent, start, PAGES)?;
     let child = parent.fork()?;
     check_eq(swapped(&child), PAGES, "the child's pages in swap")?;
     let used = ctx.mm.swap_stats();
@@ -118,16 +138,16 @@ fn fork_shares_slots<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     parent.store(rest, 9)?;
     check(child.load(rest)? != 9, "the parent's page is its own")?;
     // Pages that both map stay; then the child goes, and they can.
-    page_out(&parent, start)?;
+    page_out(&parent, start, PAGES)?;
     drop(child);
-    page_out(&parent, start)?;
+    page_out(&parent, start, PAGES)?;
     check(swapped(&parent) > 0, "the parent's pages go again")?;
     check_eq(parent.load(rest)?, 9, "what the parent wrote")
 }
 
 fn unmapped<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let (process, start) = filled(ctx, 6)?;
-    page_out(&process, start)?;
+    page_out(&process, start, PAGES)?;
     process.munmap(start, PAGES / 2 * PAGE_SIZE)?;
     process.madvise(start + PAGES / 2 * PAGE_SIZE, PAGES / 4 * PAGE_SIZE, Advice::DontNeed)?;
     check_eq(swapped(&process), PAGES / 4, "pages in swap")?;
@@ -140,14 +160,14 @@ fn pinned<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let mut pin = [None];
     let got = ctx.mm.pin_user_pages(process.space(), start, GupFlags::WRITE, &mut pin)?;
     check_eq(got as u64, 1, "pages pinned")?;
-    let paged_out = page_out(&process, start);
+    let paged_out = page_out(&process, start, PAGES);
     let in_swap = swapped(&process);
     if let Some(pin) = pin[0].take() {
         ctx.mm.unpin_user_page(pin, Contents::Unchanged);
     }
     paged_out?;
     check_eq(in_swap, PAGES - 1, "pages in swap while one is pinned")?;
-    page_out(&process, start)?;
+    page_out(&process, start, PAGES)?;
     check_eq(swapped(&process), PAGES, "pages in swap after it was unpinned")?;
     process.expect(start, PAGES, 7)
 }
@@ -176,13 +196,13 @@ fn threads<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     ctx.run_on(threads.max(2), &|thread| {
         if thread == 0 {
             while !is_over.load(Ordering::Relaxed) {
-                page_out(&process, start)?;
+                page_out(&process, start, PAGES)?;
                 process.mm().platform().yield_now();
             }
             return Ok(());
         }
         let mut rng = rng.stream(thread as u64);
-        let counted = count(&process, start, thread as u64, rounds, &mut rng);
+        let counted = count(&process, (start, PAGES), thread as u64, rounds, &mut rng);
         if done.fetch_add(1, Ordering::Relaxed) + 1 == workers as u64 || counted.is_err() {
             is_over.store(true, Ordering::Relaxed);
         }
@@ -197,17 +217,17 @@ fn threads<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     Ok(())
 }
 
-/// Adds 1 to the thread's word in every page, `rounds` times.
-fn count<M: Machine>(
+/// Adds 1 to the thread's word in every one of `pages` pages, `rounds` times.
+pub(super) fn count<M: Machine>(
     process: &Process<'_, '_, M>,
-    start: u64,
+    (start, pages): (u64, u64),
     thread: u64,
     rounds: u64,
     rng: &mut super::Rng,
 ) -> Outcome {
     for round in 0..rounds {
-        let first = rng.below(PAGES);
-        for page in (first..PAGES).chain(0..first) {
+        let first = rng.below(pages);
+        for page in (first..pages).chain(0..first) {
             let at = start + page * PAGE_SIZE + 8 * thread;
             let before = process.compare_exchange(at, round, round + 1)?;
             check_eq(before, round, "a thread's count in a page")?;

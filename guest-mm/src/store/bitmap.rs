@@ -225,23 +225,15 @@ impl<P: Platform> SplitReservation for BitmapSplit<'_, '_, P> {
                 return Err(BlockChanged);
             }
             let settled = found.state == BlockState::Settled;
-            match self.shape {
-                SplitShape::Uniform => {
-                    for piece in (0..len_of(self.block)).step_by(1 << self.order) {
-                        state.planes.set_block(at + piece, 1 << self.order, settled);
-                    }
-                    state.blocks += (1 << (self.block.order() - self.order)) - 1;
-                }
+            let (from, to) = (self.block.order(), self.order);
+            let more = match self.shape {
+                SplitShape::Uniform => state.planes.split(at, from, to, settled),
                 SplitShape::Isolate => {
-                    for order in (self.order..self.block.order()).rev() {
-                        // The piece around the frame, and its buddy.
-                        let piece = store.bit(self.pfn.align_down(order)).ok_or(BlockChanged)?;
-                        state.planes.set_block(piece, 1 << order, settled);
-                        state.planes.set_block(piece ^ (1 << order), 1 << order, settled);
-                        state.blocks += 1;
-                    }
+                    let own = store.bit(self.pfn).ok_or(BlockChanged)?;
+                    state.planes.isolate(own, from, to, settled)
                 }
-            }
+            };
+            state.blocks = state.blocks.wrapping_add_signed(more);
             Ok(())
         })
     }

@@ -1,7 +1,8 @@
 //! The set of frames that the balloon holds, as blocks.
 //!
 //! [`PfnStore`] is what the balloon driver and the census see; [`XArrayStore`]
-//! (the default) and [`BitmapStore`] implement it. The order of an inflation is
+//! (the default) and [`BitmapStore`] implement it. [`IdaStore`] and [`ListStore`]
+//! do too, to be measured against them. The order of an inflation is
 //! fixed: reserve here, take the frames from the buddy allocator, make their
 //! words Offline, [commit](Reservation::commit), publish the buffer, and
 //! [settle](PfnStore::set_state) the block once the host has used the buffer. So
@@ -13,12 +14,24 @@
 
 mod bitmap;
 mod block;
+#[cfg(not(loom))]
+mod ida;
+#[cfg(not(loom))]
+mod list;
 mod planes;
+#[cfg(not(loom))]
+mod records;
 mod xarray;
 
 pub use bitmap::{BitmapReservation, BitmapSplit, BitmapStore};
 pub use block::{Block, BlockState, MAX_BLOCK_ORDER, StoredBlock};
 
+#[cfg(not(loom))]
+pub use ida::{IdaReservation, IdaSplit, IdaStore, Leaf};
+#[cfg(not(loom))]
+pub use list::{ListReservation, ListSplit, ListStore, Record};
+#[cfg(not(loom))]
+pub use records::{RecordAlloc, SlabRecords};
 pub use xarray::{XArrayReservation, XArraySplit, XArrayStore};
 
 use core::fmt;
@@ -49,6 +62,7 @@ pub trait PfnStore: Sync {
     /// A split that stays at `order` 6 or above never needs memory. With
     /// [`SplitShape::Isolate`] it needs at most one node, which the store holds
     /// back for this purpose, so that a deflation does not depend on free memory.
+    /// (The list store, a baseline, promises neither.)
     ///
     /// # Errors
     /// [`SplitError`]; the store is unchanged.

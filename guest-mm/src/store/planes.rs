@@ -29,6 +29,12 @@ impl<'d> Planes<'d> {
         Self { head, rest }
     }
 
+    /// The planes in `head` and `rest`, as they are.
+    #[cfg_attr(loom, allow(dead_code, reason = "the store that uses it is not built for models"))]
+    pub(super) const fn over(head: &'d mut [u64], rest: &'d mut [u64]) -> Self {
+        Self { head, rest }
+    }
+
     pub(super) const fn bytes(&self) -> usize {
         size_of_val(self.head) + size_of_val(self.rest)
     }
@@ -61,6 +67,26 @@ impl<'d> Planes<'d> {
         let bit = 1 << (at % WORD);
         let word = &mut self.rest[at / WORD];
         *word = if settled { *word | bit } else { *word & !bit };
+    }
+
+    /// Cuts the block of `order` at `at` into blocks of `to`; returns how many more there are.
+    pub(super) fn split(&mut self, at: usize, order: u32, to: u32, settled: bool) -> i64 {
+        for piece in (at..at + (1 << order)).step_by(1 << to) {
+            self.set_block(piece, 1 << to, settled);
+        }
+        (1 << (order - to)) - 1
+    }
+
+    /// Cuts a block of `to` around frame `at` out of its block of `order`; returns
+    /// how many blocks more there are.
+    pub(super) fn isolate(&mut self, at: usize, order: u32, to: u32, settled: bool) -> i64 {
+        for order in (to..order).rev() {
+            // The piece around the frame, and its buddy. Bit 0 is aligned to the largest order.
+            let piece = at >> order << order;
+            self.set_block(piece, 1 << order, settled);
+            self.set_block(piece ^ (1 << order), 1 << order, settled);
+        }
+        i64::from(order - to)
     }
 
     /// Takes the `len` frames from `at` out.

@@ -8,6 +8,7 @@ use super::error::SwapError;
 use super::ram::RamSwap;
 use super::stats::SwapCounters;
 use super::table::SwapTable;
+use super::zram::{Zram, ZramStats};
 use crate::buddy::Gfp;
 use crate::memdesc::{BlockKind, Order};
 use crate::memory::{FrozenFrames, Memory};
@@ -38,11 +39,14 @@ pub(super) struct SwapArea<'m, P: Platform> {
     frame: FrozenFrames,
 }
 
-const _: () = assert!(size_of::<RamSwap<'static, ()>>() <= 2048, "an area fits a frame");
+impl<P: Platform> SwapArea<'_, P> {
+    const FITS: () = assert!(size_of::<Self>() <= 4096, "an area fits a frame");
+}
 
 #[expect(clippy::large_enum_variant, reason = "there is one, in a frame of its own")]
-enum Device<'m, P> {
+enum Device<'m, P: Platform> {
     Ram(RamSwap<'m, P>),
+    Zram(Zram<'m, P>),
     Other(&'m dyn SwapDevice),
 }
 
@@ -50,6 +54,7 @@ impl<P: Platform> SwapArea<'_, P> {
     fn device(&self) -> &dyn SwapDevice {
         match &self.device {
             Device::Ram(device) => device,
+            Device::Zram(device) => device,
             Device::Other(device) => *device,
         }
     }
@@ -79,6 +84,23 @@ impl<'m, P: Platform> Mm<'m, P> {
         self.swapon_device(slots, Device::Ram(device))
     }
 
+    /// Swaps to `slots` pages of compressed RAM, which is taken as it is needed.
+    ///
+    /// # Errors
+    /// As [`Self::swapon_ram`]; also [`SwapError::Pool`].
+    pub fn swapon_zram(&self, slots: u32) -> Result<(), SwapError> {
+        let device = Zram::new(self, slots)?;
+        self.swapon_device(slots, Device::Zram(device))
+    }
+
+    /// What the compressed device has and has done, if it is one that is on.
+    pub fn zram_stats(&self) -> Option<ZramStats> {
+        self.with_area(|area| match &area.device {
+            Device::Zram(device) => Some(device.stats()),
+            Device::Ram(_) | Device::Other(_) => None,
+        })?
+    }
+
     /// Swaps to `device`.
     ///
     /// # Errors
@@ -88,11 +110,10 @@ impl<'m, P: Platform> Mm<'m, P> {
     }
 
     fn swapon_device(&self, slots: u32, device: Device<'m, P>) -> Result<(), SwapError> {
+        let () = SwapArea::<'m, P>::FITS;
         let memory = self.memory();
         let undo = |device, error| {
-            if let Device::Ram(device) = device {
-                device.free();
-            }
+            self.free_device(device);
             Err(error)
         };
         let words = match alloc_words(memory, slots) {
@@ -108,7 +129,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         };
         let place = memory.platform().frame_ptr(frame.head()).cast::<SwapArea<'m, P>>();
         let is_bad = |slot| match &device {
-            Device::Ram(_) => false,
+            Device::Ram(_) | Device::Zram(_) => false,
             Device::Other(device) => device.is_bad(slot),
         };
         let table = SwapTable::new(words_of(memory, &words, slots), &is_bad);
@@ -149,11 +170,22 @@ impl<'m, P: Platform> Mm<'m, P> {
     fn free_area(&self, area: NonNull<SwapArea<'m, P>>) {
         // SAFETY: written by `swapon_device`, unreachable now, and read this once.
         let SwapArea { device, words, frame, .. } = unsafe { area.read() };
-        if let Device::Ram(device) = device {
-            device.free();
-        }
+        self.free_device(device);
         self.memory().free_frozen(words);
         self.memory().free_frozen(frame);
+    }
+
+    fn free_device(&self, device: Device<'m, P>) {
+        match device {
+            Device::Ram(device) => device.free(),
+            Device::Zram(device) => device.free(self),
+            Device::Other(_) => {}
+        }
+    }
+
+    /// Runs `act` on the device that is on, for measurements of it: a slot in use is its users'.
+    pub fn with_swap_device<R>(&self, act: impl FnOnce(&dyn SwapDevice) -> R) -> Option<R> {
+        self.with_area(|area| act(area.device()))
     }
 
     /// Runs `act` on the area that is on, in a read section.
@@ -167,7 +199,10 @@ impl<'m, P: Platform> Mm<'m, P> {
 }
 
 /// Frames for the words of `slots` slots.
-fn alloc_words<P: Platform>(memory: &Memory<P>, slots: u32) -> Result<FrozenFrames, SwapError> {
+pub(super) fn alloc_words<P: Platform>(
+    memory: &Memory<P>,
+    slots: u32,
+) -> Result<FrozenFrames, SwapError> {
     let bytes = u64::from(slots) * size_of::<AtomicU64>() as u64;
     let pages = bytes.div_ceil(abi::PAGE_SIZE);
     let order = Order::try_from(pages.next_power_of_two().ilog2()).ok();
@@ -178,8 +213,8 @@ fn alloc_words<P: Platform>(memory: &Memory<P>, slots: u32) -> Result<FrozenFram
     Ok(words)
 }
 
-/// `slots` words in `frames`.
-fn words_of<'m, P: Platform>(
+/// `slots` words in `frames`, all 0.
+pub(super) fn words_of<'m, P: Platform>(
     memory: &'m Memory<P>,
     frames: &FrozenFrames,
     slots: u32,

@@ -138,6 +138,17 @@ impl<'m, P: Platform> Mm<'m, P> {
         debug_assert_eq!(removed, Some(Ok(())), "slot {slot} had not {folio:?}");
     }
 
+    /// Notes in the slot of a frozen folio, if it has one, that the folio moves
+    /// from its frame to `to`. Lookups wait meanwhile, and then find it there.
+    pub(crate) fn swap_cache_relocate(&self, folio: &Folio, to: Pfn) {
+        let Some(slot) = self.swap_slot_of(folio).and_then(|slot| self.known_slot(slot).ok())
+        else {
+            return;
+        };
+        let moved = self.with_area(|area| area.table.relocate(slot, folio.pfn(), to));
+        debug_assert_eq!(moved, Some(Ok(())), "slot {slot} had not {folio:?}");
+    }
+
     /// Takes a locked folio out of the swap cache if no leaf names its slot;
     /// returns whether it is out. It is dirty then: nothing else has its contents.
     ///

@@ -4,6 +4,8 @@ use core::fmt;
 
 use super::device::SwapIoError;
 use crate::memory::AllocError;
+#[cfg(not(loom))]
+use crate::zsmalloc::ZsError;
 
 /// Why swap did not do it. Nothing has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +26,9 @@ pub enum SwapError {
     NoMemory(AllocError),
     /// The device failed.
     Io(SwapIoError),
+    /// No pool for compressed pages.
+    #[cfg(not(loom))]
+    Pool(ZsError),
 }
 
 impl fmt::Display for SwapError {
@@ -37,6 +42,8 @@ impl fmt::Display for SwapError {
             Self::TooMany => f.write_str("Swap slot has too many users"),
             Self::NoMemory(error) => error.fmt(f),
             Self::Io(error) => error.fmt(f),
+            #[cfg(not(loom))]
+            Self::Pool(error) => error.fmt(f),
         }
     }
 }
@@ -52,5 +59,12 @@ impl From<AllocError> for SwapError {
 impl From<SwapIoError> for SwapError {
     fn from(error: SwapIoError) -> Self {
         Self::Io(error)
+    }
+}
+
+#[cfg(not(loom))]
+impl From<ZsError> for SwapError {
+    fn from(error: ZsError) -> Self {
+        if let ZsError::NoMemory(error) = error { Self::NoMemory(error) } else { Self::Pool(error) }
     }
 }

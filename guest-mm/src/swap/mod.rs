@@ -23,6 +23,8 @@ mod ram;
 mod stats;
 mod table;
 mod word;
+#[cfg(not(loom))]
+mod zram;
 
 #[cfg(not(loom))]
 pub(crate) use area::Swap;
@@ -38,6 +40,8 @@ pub use ram::RamSwap;
 pub use stats::SwapStats;
 pub use table::{AttachError, Put, SwapTable};
 pub use word::{MAX_COUNT, SlotWord};
+#[cfg(not(loom))]
+pub use zram::ZramStats;
 
 #[cfg(test)]
 #[cfg(not(loom))]

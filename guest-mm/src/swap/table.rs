@@ -222,6 +222,23 @@ impl<'w> SwapTable<'w> {
         Ok(old.count() == 0)
     }
 
+    /// Notes that the folio at `from`, frozen, is at `to` now.
+    ///
+    /// # Errors
+    /// [`SwapError::NotUsed`]: the slot has not this folio.
+    pub fn relocate(&self, slot: u32, from: Pfn, to: Pfn) -> Result<(), SwapError> {
+        self.update(slot, SwapError::NotUsed, |word| match word {
+            SlotWord::Cached { count, pfn } if pfn == from => {
+                Ok(SlotWord::Cached { count, pfn: to })
+            }
+            SlotWord::Cached { .. }
+            | SlotWord::Used { .. }
+            | SlotWord::Free { .. }
+            | SlotWord::Bad => Err(SwapError::NotUsed),
+        })
+        .map(drop)
+    }
+
     /// Hands out no slot any more, if none is in use.
     ///
     /// # Errors

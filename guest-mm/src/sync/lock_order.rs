@@ -37,6 +37,14 @@ pub enum LockClass {
     Pte,
     /// An XArray.
     XArray,
+    /// One CPU's compressor of a compressed swap device.
+    Zram,
+    /// A size class of zsmalloc.
+    ZsClass,
+    /// A group of pages of zsmalloc: which they are, and what is in them.
+    Zspage,
+    /// The free handles of a zsmalloc pool.
+    ZsHandles,
     /// Callbacks that wait for a grace period.
     Rcu,
     /// The free objects that one CPU keeps of a slab cache.
@@ -97,6 +105,20 @@ pub(crate) fn note_acquire<P: Platform>(platform: &P, class: LockClass, nesting:
     held.store(mask | bit, Ordering::Relaxed);
 }
 
+/// Notes that this CPU has taken a free lock of `class` without waiting for it.
+///
+/// # Panics
+/// In debug builds if the CPU holds one of the class: the release of either
+/// would be taken for that of both.
+#[cfg(debug_assertions)]
+pub(crate) fn note_tried<P: Platform>(platform: &P, class: LockClass) {
+    let Some(held) = held_mask(platform) else { return };
+    let bit = 1u32 << class as u32;
+    let mask = held.load(Ordering::Relaxed);
+    assert!(mask & bit == 0, "lock order: {class:?} tried while another of the class is held");
+    held.store(mask | bit, Ordering::Relaxed);
+}
+
 /// Notes that this CPU released its lock of `class`; a nested one keeps the class held.
 #[cfg(debug_assertions)]
 pub(crate) fn note_release<P: Platform>(platform: &P, class: LockClass, nesting: Nesting) {
@@ -123,6 +145,9 @@ fn held_mask<P: Platform>(platform: &P) -> Option<&AtomicU32> {
 
 #[cfg(not(debug_assertions))]
 pub(crate) fn note_acquire<P: Platform>(_: &P, _: LockClass, _: Nesting) {}
+
+#[cfg(not(debug_assertions))]
+pub(crate) fn note_tried<P: Platform>(_: &P, _: LockClass) {}
 
 #[cfg(not(debug_assertions))]
 pub(crate) fn note_release<P: Platform>(_: &P, _: LockClass, _: Nesting) {}

@@ -8,12 +8,14 @@ pub mod lock_order;
 pub mod mailbox;
 pub mod rwlock;
 pub mod shim;
+pub mod sleeper;
 pub mod spinlock;
 
 pub use lock_order::{HeldLocks, LockClass};
 pub(crate) use lock_order::{note_held, note_let_go};
 pub use mailbox::Mailboxes;
 pub use rwlock::{ReadLockGuard, RwLock, WriteLockGuard};
+pub use sleeper::Sleeper;
 pub use spinlock::{SpinGuard, SpinLock};
 
 #[cfg(test)]

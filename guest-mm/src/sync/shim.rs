@@ -38,6 +38,11 @@ impl<T> UnsafeCell<T> {
         Self(core::cell::UnsafeCell::new(value))
     }
 
+    /// The value.
+    pub fn into_inner(self) -> T {
+        self.0.into_inner()
+    }
+
     /// Calls `f` with the pointer, for reading.
     pub fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
         f(self.0.get())

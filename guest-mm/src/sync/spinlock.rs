@@ -4,7 +4,7 @@ use core::fmt;
 use core::ops::{Deref, DerefMut};
 
 use super::LockClass;
-use super::lock_order::{Nesting, note_acquire, note_release};
+use super::lock_order::{Nesting, note_acquire, note_release, note_tried};
 use super::shim::{AtomicBool, Ordering, UnsafeCell};
 use crate::platform::Platform;
 
@@ -57,11 +57,12 @@ impl<T> SpinLock<T> {
         self.acquire(platform, Nesting::Nested)
     }
 
-    /// Takes the lock if it is free.
+    /// Takes the lock if it is free. Whoever tries waits for nobody, so inner
+    /// classes may be held: that is how migration gets at a balloon's lock.
     pub fn try_lock<'a, P: Platform>(&'a self, platform: &'a P) -> Option<SpinGuard<'a, T, P>> {
         let was_masked = platform.irq_save();
         if self.try_acquire() {
-            note_acquire(platform, self.class, Nesting::Outermost);
+            note_tried(platform, self.class);
             return Some(SpinGuard {
                 lock: self,
                 platform,
@@ -78,6 +79,12 @@ impl<T> SpinLock<T> {
         let value = self.value.with_mut(|value| value);
         // SAFETY: `&mut self` proves that no guard is alive.
         unsafe { &mut *value }
+    }
+
+    /// The value, without the lock.
+    #[cfg(not(loom))]
+    pub fn into_inner(self) -> T {
+        self.value.into_inner()
     }
 
     fn acquire<'a, P: Platform>(

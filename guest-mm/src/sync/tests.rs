@@ -41,6 +41,24 @@ fn a_failed_try_leaves_the_mask_as_it_was() {
     assert!(!TestPlatform::is_masked());
 }
 
+#[cfg(debug_assertions)]
+#[test]
+fn a_lock_may_be_tried_below_an_inner_one_but_not_twice() {
+    let platform = platform();
+    let [balloon, zone] = [LockClass::Balloon, LockClass::Zone].map(|c| SpinLock::new(c, ()));
+    let tried = || {
+        let _inner = zone.lock(&platform);
+        let _outer = balloon.try_lock(&platform).unwrap();
+    };
+    assert_eq!(lock_order_panic(tried), None);
+    let other = SpinLock::new(LockClass::Balloon, ());
+    let twice = || {
+        let _first = balloon.lock(&platform);
+        drop(other.try_lock(&platform));
+    };
+    assert!(lock_order_panic(twice).unwrap().contains("lock order: Balloon tried"));
+}
+
 #[test]
 fn additions_under_the_lock_are_not_lost() {
     let platform = platform();

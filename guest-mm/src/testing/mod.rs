@@ -3,8 +3,11 @@
 //! Behind the feature `testing`, which needs std. Other packages enable it in
 //! their dev-dependencies.
 
+pub mod balloon;
 mod faults;
 pub mod mmu;
+mod spare;
+mod waits;
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -17,9 +20,11 @@ use abi::{PAGE_SIZE, PageCount, Pfn, PfnRange};
 
 pub use faults::FaultPlan;
 use mmu::Mmu;
+use spare::Spare;
+pub use waits::Waits;
 
 use crate::memory::Memory;
-use crate::platform::{CpuSet, FaultSite, MAX_CPUS, Platform, TlbFlush};
+use crate::platform::{CpuSet, FaultSite, MAX_CPUS, MapError, Platform, TlbFlush, WaitKey};
 use crate::sync::HeldLocks;
 
 std::thread_local! {
@@ -32,10 +37,12 @@ std::thread_local! {
 #[derive(Debug)]
 pub struct TestPlatform {
     arenas: Vec<Arena>,
+    spare: Option<Spare>,
     clock_ns: AtomicU64,
     faults: FaultPlan,
     locks: HeldLocks,
     mmu: Mmu,
+    waits: Waits,
 }
 
 /// Makes the calling thread CPU `cpu` of every [`TestPlatform`].
@@ -83,11 +90,40 @@ impl TestPlatform {
     pub fn new(ram: &[PfnRange], seed: u64) -> Self {
         Self {
             arenas: ram.iter().filter(|r| !r.is_empty()).map(|&range| Arena::new(range)).collect(),
+            spare: None,
             clock_ns: AtomicU64::new(0),
             faults: FaultPlan::new(seed),
             locks: HeldLocks::new(),
             mmu: Mmu::new(seed),
+            waits: Waits::default(),
         }
+    }
+
+    /// The machine with RAM at `range` too that no boot map names, to be added later. Taken from the host only
+    /// as it is touched.
+    ///
+    /// # Panics
+    /// If it overlaps what the machine has.
+    #[must_use]
+    pub fn with_spare(mut self, range: PfnRange) -> Self {
+        let overlaps = self.arenas.iter().any(|arena| arena.range.intersection(range).is_some());
+        assert!(!overlaps, "{range:?} is RAM already");
+        self.spare = Some(Spare::new(range));
+        self
+    }
+
+    /// RAM that no boot map names.
+    pub fn spare(&self) -> Option<PfnRange> {
+        self.spare.as_ref().map(|spare| spare.arena.range)
+    }
+
+    /// Where the host has frame `pfn` of the spare RAM, mapped or not.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn spare_ptr(&self, pfn: Pfn) -> NonNull<u8> {
+        let spare = self.spare.as_ref().filter(|spare| spare.arena.range.contains(pfn));
+        spare.unwrap_or_else(|| panic!("{pfn:?} is no spare RAM")).arena.at(pfn)
     }
 
     /// The faults, to be switched on.
@@ -98,6 +134,11 @@ impl TestPlatform {
     /// The MMUs of its CPUs.
     pub const fn mmu(&self) -> &Mmu {
         &self.mmu
+    }
+
+    /// Who sleeps.
+    pub const fn waits(&self) -> &Waits {
+        &self.waits
     }
 
     /// Lets virtual time pass.
@@ -115,16 +156,16 @@ impl TestPlatform {
 // page-aligned, and handed out as raw pointers only.
 unsafe impl Platform for TestPlatform {
     fn frame_ptr(&self, pfn: Pfn) -> NonNull<u8> {
-        let arena = self.arenas.iter().find(|arena| arena.range.contains(pfn));
-        let arena = arena.unwrap_or_else(|| panic!("{pfn:?} is not RAM"));
-        let offset = usize::try_from(pfn.gpa() - arena.range.start().gpa());
-        let offset = offset.unwrap_or_else(|_| unreachable!("an arena fits the address space"));
-        // SAFETY: `pfn` lies in the arena's range, so the offset in its allocation.
-        unsafe { arena.start.add(offset) }
+        if let Some(arena) = self.arenas.iter().find(|arena| arena.range.contains(pfn)) {
+            return arena.at(pfn);
+        }
+        let spare = self.spare.as_ref().filter(|spare| spare.is_mapped(pfn));
+        spare.unwrap_or_else(|| panic!("{pfn:?} is not RAM")).arena.at(pfn)
     }
 
     fn frame_of(&self, address: usize) -> Option<Pfn> {
-        self.arenas.iter().find_map(|arena| {
+        let spare = self.spare.iter().map(|spare| &spare.arena);
+        self.arenas.iter().chain(spare).find_map(|arena| {
             let offset = address.checked_sub(arena.start.addr().get())? as u64 / PAGE_SIZE;
             let pfn = arena.range.start().checked_add(PageCount::new(offset))?;
             arena.range.contains(pfn).then_some(pfn)
@@ -151,6 +192,14 @@ unsafe impl Platform for TestPlatform {
         std::thread::yield_now();
     }
 
+    fn wait_until(&self, key: WaitKey, is_over: &dyn Fn() -> bool) {
+        self.waits.wait_until(key, is_over);
+    }
+
+    fn wake(&self, first: WaitKey, count: u64) {
+        self.waits.wake(first, count);
+    }
+
     fn load_root(&self, _root: Option<Pfn>) {
         // Accesses name the root themselves: several threads may be one CPU.
         self.mmu.load_root(self.cpu());
@@ -158,6 +207,15 @@ unsafe impl Platform for TestPlatform {
 
     fn flush_tlb(&self, root: Pfn, cpus: CpuSet, what: TlbFlush) {
         self.mmu.flush(root, cpus, what);
+    }
+
+    fn map_block(&self, block: PfnRange, table: Pfn) -> Result<(), MapError> {
+        self.spare.as_ref().ok_or(MapError::Unsupported)?.map_block(block, table)
+    }
+
+    unsafe fn unmap_block(&self, block: PfnRange, table: Pfn, heir: Option<Pfn>) {
+        let spare = self.spare.as_ref().unwrap_or_else(|| panic!("{block:?} was never mapped"));
+        spare.unmap_block(block, table, heir);
     }
 
     fn held_locks(&self) -> Option<&HeldLocks> {
@@ -203,6 +261,17 @@ impl Arena {
     }
 }
 
+impl Arena {
+    /// Where frame `pfn` of the arena lies.
+    fn at(&self, pfn: Pfn) -> NonNull<u8> {
+        assert!(self.range.contains(pfn), "{pfn:?} is not in {:?}", self.range);
+        let offset = usize::try_from(pfn.gpa() - self.range.start().gpa());
+        let offset = offset.unwrap_or_else(|_| unreachable!("an arena fits the address space"));
+        // SAFETY: `pfn` lies in the arena's range, so the offset in its allocation.
+        unsafe { self.start.add(offset) }
+    }
+}
+
 impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: `allocation` came from `alloc_zeroed` with this layout.
@@ -240,6 +309,14 @@ unsafe impl<P: Platform + Send> Platform for Arc<P> {
         P::relax(self);
     }
 
+    fn wait_until(&self, key: WaitKey, is_over: &dyn Fn() -> bool) {
+        P::wait_until(self, key, is_over);
+    }
+
+    fn wake(&self, first: WaitKey, count: u64) {
+        P::wake(self, first, count);
+    }
+
     fn init_root(&self, table: NonNull<u64>) {
         P::init_root(self, table);
     }
@@ -254,6 +331,15 @@ unsafe impl<P: Platform + Send> Platform for Arc<P> {
 
     fn kick(&self, cpus: crate::platform::CpuSet) {
         P::kick(self, cpus);
+    }
+
+    fn map_block(&self, block: PfnRange, table: Pfn) -> Result<(), MapError> {
+        P::map_block(self, block, table)
+    }
+
+    unsafe fn unmap_block(&self, block: PfnRange, table: Pfn, heir: Option<Pfn>) {
+        // SAFETY: the caller's promise.
+        unsafe { P::unmap_block(self, block, table, heir) }
     }
 
     fn held_locks(&self) -> Option<&HeldLocks> {

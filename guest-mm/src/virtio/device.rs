@@ -12,6 +12,8 @@ use super::ring::{MAX_RING_ENTRIES, RingMemory};
 
 /// Reads of STATUS that a reset may take before it is called stuck.
 const RESET_READS: u32 = 64;
+/// Attempts to read configuration that does not change meanwhile.
+const CONFIG_READS: u32 = 8;
 /// Looks at INTERRUPT_STATUS before a device that always has a reason is left to its next edge.
 const ACKNOWLEDGE_LOOKS: u32 = 8;
 
@@ -336,6 +338,19 @@ impl<B: MmioBus> MmioDevice<B> {
     /// One aligned 32-bit field cannot tear (§2.5.3), so no generation check.
     pub fn read_config32(&self, offset: u64) -> u32 {
         u32::from_le(self.bus.read32(mmio::CONFIG + offset))
+    }
+
+    /// Reads 64-bit configuration fields, all of one generation (§2.5.3): `None` if the device changed them at
+    /// each of a few attempts.
+    pub fn read_config64<const N: usize>(&self, offsets: [u64; N]) -> Option<[u64; N]> {
+        (0..CONFIG_READS).find_map(|_| {
+            let generation = self.bus.read32(mmio::CONFIG_GENERATION);
+            let fields = offsets.map(|offset| {
+                let (low, high) = (self.read_config32(offset), self.read_config32(offset + 4));
+                u64::from(high) << 32 | u64::from(low)
+            });
+            (self.bus.read32(mmio::CONFIG_GENERATION) == generation).then_some(fields)
+        })
     }
 
     /// Writes the 32-bit configuration field at `offset`.

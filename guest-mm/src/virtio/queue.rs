@@ -1,7 +1,7 @@
 //! A split virtqueue, the driver's side (virtio 1.2 §2.7).
 //!
-//! Each buffer is one descriptor and carries a cookie, found again by its head
-//! when the device returns it. [`SplitQueue::add`] fills descriptors and ring
+//! Each buffer is one descriptor, or two for a request with room for its answer,
+//! and carries a cookie, found again by its head when the device returns it. [`SplitQueue::add`] fills descriptors and ring
 //! entries, [`SplitQueue::publish`] shows them all to the device at once, so a
 //! batch costs one kick.
 //!
@@ -26,7 +26,7 @@ use core::sync::atomic::{Ordering, fence};
 #[cfg(loom)]
 use loom::sync::atomic::{Ordering, fence};
 
-use abi::virtio::ring::{VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY};
+use abi::virtio::ring::{VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY};
 
 use super::ring::RingMemory;
 
@@ -114,6 +114,8 @@ struct Outstanding<T> {
     cookie: T,
     /// Bytes that the device may write; `None` if it may not.
     writable: Option<u32>,
+    /// The answer's descriptor, if it has one of its own.
+    answer: Option<u16>,
     /// How many buffers had been added before: tells whether the device has seen it.
     serial: u64,
 }
@@ -126,6 +128,8 @@ pub struct SplitQueue<T, const N: usize> {
     /// A stack of the heads that are free: the first `free_len` are valid.
     free: [u16; N],
     free_len: u16,
+    /// Buffers added and not yet returned.
+    in_use: u16,
     /// Buffers ever added; `avail.idx` after the next publication, modulo 2^16.
     added: u64,
     /// Buffers ever published; `avail.idx` as the device sees it, modulo 2^16.
@@ -151,6 +155,7 @@ impl<T: Copy, const N: usize> SplitQueue<T, N> {
             outstanding: [None; N],
             free,
             free_len: entries,
+            in_use: 0,
             added: 0,
             published: 0,
             next_used: 0,
@@ -168,14 +173,14 @@ impl<T: Copy, const N: usize> SplitQueue<T, N> {
         self.ring.entries()
     }
 
-    /// Buffers that can still be added.
+    /// Descriptors that are free: buffers that can still be added, if each is one.
     pub const fn free_entries(&self) -> u16 {
         self.free_len
     }
 
     /// Buffers added and not yet returned.
-    pub fn outstanding(&self) -> u16 {
-        self.capacity() - self.free_len
+    pub const fn outstanding(&self) -> u16 {
+        self.in_use
     }
 
     /// What broke the queue, if anything did.
@@ -194,22 +199,77 @@ impl<T: Copy, const N: usize> SplitQueue<T, N> {
         if buffer.len == 0 {
             return Err(QueueError::EmptyBuffer);
         }
-        let top = self.free_len.checked_sub(1).ok_or(QueueError::Full)?;
-        let head = self.free[usize::from(top)];
-        self.free_len = top;
-        let (flags, writable) = match buffer.access {
-            Access::DeviceReads => (0, None),
-            Access::DeviceWrites => (VIRTQ_DESC_F_WRITE, Some(buffer.len)),
+        let head = self.take_descriptor().ok_or(QueueError::Full)?;
+        let writable = match buffer.access {
+            Access::DeviceReads => None,
+            Access::DeviceWrites => Some(buffer.len),
         };
-        self.outstanding[usize::from(head)] =
-            Some(Outstanding { cookie, writable, serial: self.added });
+        self.describe(head, buffer, 0);
+        self.add_head(head, Outstanding { cookie, writable, answer: None, serial: self.added });
+        Ok(())
+    }
+
+    /// Adds a request with room for the device's answer: a chain of two, as most
+    /// devices want it. Completes as one buffer, whose length is the answer's.
+    ///
+    /// # Errors
+    /// As [`Self::add`]; [`QueueError::Full`] with a single free descriptor.
+    pub fn add_request(
+        &mut self,
+        (request_gpa, request_len): (u64, u32),
+        (answer_gpa, answer_len): (u64, u32),
+        cookie: T,
+    ) -> Result<(), QueueError> {
+        if let Some(error) = self.broken {
+            return Err(error);
+        }
+        if request_len == 0 || answer_len == 0 {
+            return Err(QueueError::EmptyBuffer);
+        }
+        if self.free_len < 2 {
+            return Err(QueueError::Full);
+        }
+        let head = self.take_descriptor().ok_or(QueueError::Full)?;
+        let tail = self.take_descriptor().ok_or(QueueError::Full)?;
+        let request = Buffer { gpa: request_gpa, len: request_len, access: Access::DeviceReads };
+        let answer = Buffer { gpa: answer_gpa, len: answer_len, access: Access::DeviceWrites };
+        self.describe(tail, answer, 0);
+        // Relaxed: as in `describe`.
+        self.ring.desc_next(head).store(tail.to_le(), Ordering::Relaxed);
+        self.describe(head, request, VIRTQ_DESC_F_NEXT);
+        let (writable, answer) = (Some(answer_len), Some(tail));
+        self.add_head(head, Outstanding { cookie, writable, answer, serial: self.added });
+        Ok(())
+    }
+
+    fn take_descriptor(&mut self) -> Option<u16> {
+        let top = self.free_len.checked_sub(1)?;
+        self.free_len = top;
+        Some(self.free[usize::from(top)])
+    }
+
+    fn give_descriptor(&mut self, descriptor: u16) {
+        self.free[usize::from(self.free_len)] = descriptor;
+        self.free_len += 1;
+    }
+
+    fn describe(&self, descriptor: u16, buffer: Buffer, flags: u16) {
+        let access = match buffer.access {
+            Access::DeviceReads => 0,
+            Access::DeviceWrites => VIRTQ_DESC_F_WRITE,
+        };
         // Relaxed: `publish` orders these stores before the index.
-        self.ring.desc_addr(head).store(buffer.gpa.to_le(), Ordering::Relaxed);
-        self.ring.desc_len(head).store(buffer.len.to_le(), Ordering::Relaxed);
-        self.ring.desc_flags(head).store(flags.to_le(), Ordering::Relaxed);
+        self.ring.desc_addr(descriptor).store(buffer.gpa.to_le(), Ordering::Relaxed);
+        self.ring.desc_len(descriptor).store(buffer.len.to_le(), Ordering::Relaxed);
+        self.ring.desc_flags(descriptor).store((flags | access).to_le(), Ordering::Relaxed);
+    }
+
+    fn add_head(&mut self, head: u16, outstanding: Outstanding<T>) {
+        self.outstanding[usize::from(head)] = Some(outstanding);
+        // Relaxed: as in `describe`.
         self.ring.avail_entry(ring_index(self.added)).store(head.to_le(), Ordering::Relaxed);
         self.added += 1;
-        Ok(())
+        self.in_use += 1;
     }
 
     /// Shows the device everything added so far; returns whether it wants a kick.
@@ -266,8 +326,9 @@ impl<T: Copy, const N: usize> SplitQueue<T, N> {
             }
         };
         self.next_used = self.next_used.wrapping_add(1);
-        self.free[usize::from(self.free_len)] = head;
-        self.free_len += 1;
+        self.in_use -= 1;
+        buffer.answer.into_iter().for_each(|descriptor| self.give_descriptor(descriptor));
+        self.give_descriptor(head);
         Ok(Some(Completion { cookie: buffer.cookie, written }))
     }
 

@@ -118,6 +118,10 @@ mod raw {
             cell16(&self.descriptors, self.desc_offset(index) + 12)
         }
 
+        pub(crate) fn desc_next(&self, index: u16) -> &AtomicU16 {
+            cell16(&self.descriptors, self.desc_offset(index) + 14)
+        }
+
         pub(crate) fn avail_idx(&self) -> &AtomicU16 {
             cell16(&self.available, 2)
         }
@@ -199,6 +203,7 @@ mod model {
     #[derive(Debug)]
     struct Cells {
         desc: Vec<(AtomicU64, AtomicU32, AtomicU16)>,
+        next: Vec<AtomicU16>,
         avail: Vec<AtomicU16>,
         avail_idx: AtomicU16,
         used: Vec<(AtomicU32, AtomicU32)>,
@@ -219,6 +224,7 @@ mod model {
                 desc: (0..entries)
                     .map(|_| (AtomicU64::new(0), AtomicU32::new(0), AtomicU16::new(0)))
                     .collect(),
+                next: (0..entries).map(|_| AtomicU16::new(0)).collect(),
                 avail: (0..entries).map(|_| AtomicU16::new(0)).collect(),
                 avail_idx: AtomicU16::new(0),
                 used: (0..entries).map(|_| (AtomicU32::new(0), AtomicU32::new(0))).collect(),
@@ -252,6 +258,10 @@ mod model {
 
         pub(crate) fn desc_flags(&self, index: u16) -> &AtomicU16 {
             &self.cells.desc[self.at(index)].2
+        }
+
+        pub(crate) fn desc_next(&self, index: u16) -> &AtomicU16 {
+            &self.cells.next[self.at(index)]
         }
 
         pub(crate) fn avail_idx(&self) -> &AtomicU16 {

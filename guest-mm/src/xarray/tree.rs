@@ -83,6 +83,12 @@ impl RawHit<'_> {
     pub(crate) fn last(&self) -> u64 {
         last_of(self.base, self.order)
     }
+
+    /// The pointer that the entry is, if it is one.
+    #[cfg_attr(loom, allow(dead_code, reason = "the store that uses it is not built for models"))]
+    pub(crate) fn pointer<T>(&self) -> Option<core::ptr::NonNull<T>> {
+        super::entry::Entry::from_raw(self.entry)?.as_pointer()
+    }
 }
 
 /// The last index of the block of `order` at `base`.

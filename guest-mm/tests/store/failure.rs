@@ -11,7 +11,7 @@ use super::support::{HeapNodes, NoRam};
 use super::{block, pfn, put, range};
 
 /// Frames of a 1 GiB guest.
-const GIB: u64 = 1 << 18;
+pub(super) const GIB: u64 = 1 << 18;
 
 #[test]
 fn a_cancelled_reservation_leaves_nothing_behind() {
@@ -146,7 +146,7 @@ fn a_split_of_a_block_that_changed_is_refused() {
     refuses_a_stale_split(&xarray);
 }
 
-fn refuses_a_stale_split(store: &impl PfnStore) {
+pub(super) fn refuses_a_stale_split(store: &impl PfnStore) {
     put(store, block(1024, 10));
     let split = store.reserve_split(pfn(1024), 9, SplitShape::Uniform).unwrap();
     store.remove(pfn(1024)).unwrap();
@@ -200,7 +200,7 @@ fn threads_that_inflate_and_deflate_at_once_leave_an_empty_store() {
     hammer(&BitmapStore::new(&platform, range(0, 3 << 14), &mut words).unwrap());
 }
 
-fn hammer(store: &impl PfnStore) {
+pub(super) fn hammer(store: &impl PfnStore) {
     std::thread::scope(|scope| {
         for thread in 0..3u64 {
             scope.spawn(move || {

@@ -1,7 +1,8 @@
-//! Both PFN stores against a map of blocks, and what failure leaves behind.
+//! The PFN stores against a map of blocks, and what failure leaves behind.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod baselines;
 mod failure;
 mod model;
 #[path = "../support/mod.rs"]

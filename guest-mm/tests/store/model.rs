@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use guest_mm::rcu::Rcu;
 use guest_mm::store::{
-    BitmapStore, Block, BlockState, CommitError, PfnStore, Reservation, Select, SplitError,
-    SplitReservation, SplitShape, StoredBlock, XArrayStore,
+    BitmapStore, Block, BlockState, CommitError, IdaStore, Leaf, ListStore, PfnStore, Record,
+    Reservation, Select, SplitError, SplitReservation, SplitShape, StoredBlock, XArrayStore,
 };
 use proptest::prelude::*;
 
@@ -218,6 +218,41 @@ proptest! {
         for (op, probe) in ops {
             apply(&store, &mut model, &op);
             compare(&store, &model, probe);
+        }
+    }
+
+    #[test]
+    fn the_ida_store_agrees_with_the_map(
+        ops in proptest::collection::vec((op(), frame()), 1..60)
+    ) {
+        let (nodes, leaves) = (HeapNodes::new(), HeapNodes::new());
+        let rcu = Rcu::new();
+        let store = IdaStore::new(&rcu, &nodes, &leaves, range(START, END));
+        let mut model = Model::default();
+        for (op, probe) in ops {
+            apply(&store, &mut model, &op);
+            compare(&store, &model, probe);
+            let shape = store.array().validate().unwrap();
+            let used: BTreeSet<u64> = model.0.keys().map(|head| head >> 10).collect();
+            prop_assert_eq!(shape.entries, used.len() as u64);
+            store.array().reclaim();
+            let bytes = nodes.live() * size_of::<guest_mm::xarray::Node>();
+            prop_assert_eq!(store.bytes_used(), bytes + leaves.live() * size_of::<Leaf>());
+        }
+    }
+
+    #[test]
+    fn the_list_store_agrees_with_the_map(
+        ops in proptest::collection::vec((op(), frame()), 1..60)
+    ) {
+        let records = HeapNodes::new();
+        let platform = NoRam;
+        let store = ListStore::new(&platform, &records, range(START, END));
+        let mut model = Model::default();
+        for (op, probe) in ops {
+            apply(&store, &mut model, &op);
+            compare(&store, &model, probe);
+            prop_assert_eq!(store.bytes_used(), records.live() * size_of::<Record>());
         }
     }
 }

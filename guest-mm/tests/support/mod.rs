@@ -6,13 +6,14 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 
 use guest_mm::scenario::xarray::CountedNodes;
+use guest_mm::store::RecordAlloc;
 use guest_mm::xarray::{Node, NodeAlloc};
 
 mod no_ram;
 
 pub use no_ram::NoRam;
 
-/// Nodes from the heap. Counts them, and fails when told to.
+/// Nodes, and records of stores, from the heap. Counts them, and fails when told to.
 #[derive(Debug)]
 pub struct HeapNodes {
     platform: NoRam,
@@ -52,6 +53,33 @@ impl HeapNodes {
     }
 }
 
+impl HeapNodes {
+    fn take<T>(&self) -> Option<NonNull<T>> {
+        const { assert!(size_of::<T>() > 0) };
+        match self.budget.load(Ordering::Relaxed) {
+            0 => return None,
+            limited @ 1.. => self.budget.store(limited - 1, Ordering::Relaxed),
+            _ => {}
+        }
+        // SAFETY: the size is not zero.
+        let memory = NonNull::new(unsafe { alloc(Layout::new::<T>()) })?;
+        self.live.fetch_add(1, Ordering::Relaxed);
+        self.allocated.fetch_add(1, Ordering::Relaxed);
+        Some(memory.cast())
+    }
+
+    /// # Safety
+    /// `object` came from [`Self::take`] of the same type, and nobody uses it any more.
+    unsafe fn give<T>(&self, object: NonNull<T>) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+        // Poison: a use after free reads garbage instead of the old content.
+        // SAFETY: the object's memory, the caller's no more.
+        unsafe { object.cast::<u8>().write_bytes(0xa5, size_of::<T>()) };
+        // SAFETY: from `take`, with the same layout.
+        unsafe { dealloc(object.cast().as_ptr(), Layout::new::<T>()) };
+    }
+}
+
 // SAFETY: fresh heap memory of the node's layout, freed by `free_node` only.
 unsafe impl NodeAlloc for &HeapNodes {
     type Platform = NoRam;
@@ -61,25 +89,24 @@ unsafe impl NodeAlloc for &HeapNodes {
     }
 
     fn alloc_node(&self) -> Option<NonNull<Node>> {
-        match self.budget.load(Ordering::Relaxed) {
-            0 => return None,
-            limited @ 1.. => self.budget.store(limited - 1, Ordering::Relaxed),
-            _ => {}
-        }
-        // SAFETY: a node is not zero-sized.
-        let memory = NonNull::new(unsafe { alloc(Layout::new::<Node>()) })?;
-        self.live.fetch_add(1, Ordering::Relaxed);
-        self.allocated.fetch_add(1, Ordering::Relaxed);
-        Some(memory.cast())
+        self.take()
     }
 
     unsafe fn free_node(&self, node: NonNull<Node>) {
-        self.live.fetch_sub(1, Ordering::Relaxed);
-        // Poison: a use after free reads garbage instead of the old content.
-        // SAFETY: the node's memory, the caller's no more.
-        unsafe { node.cast::<u8>().write_bytes(0xa5, size_of::<Node>()) };
-        // SAFETY: from `alloc_node`, with the same layout.
-        unsafe { dealloc(node.cast().as_ptr(), Layout::new::<Node>()) };
+        // SAFETY: from `alloc_node`, and nobody's any more.
+        unsafe { self.give(node) };
+    }
+}
+
+// SAFETY: as for nodes.
+unsafe impl<T> RecordAlloc<T> for &HeapNodes {
+    fn alloc_record(&self) -> Option<NonNull<T>> {
+        self.take()
+    }
+
+    unsafe fn free_record(&self, record: NonNull<T>) {
+        // SAFETY: from `alloc_record`, and nobody's any more.
+        unsafe { self.give(record) };
     }
 }
 

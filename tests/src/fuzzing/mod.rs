@@ -12,6 +12,7 @@ mod entropy;
 mod input;
 mod kernel;
 mod machine;
+mod mem;
 mod ring;
 mod transport;
 
@@ -25,13 +26,14 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "transport", run: transport::run },
     Target { name: "ring", run: ring::run },
     Target { name: "console", run: console::run },
     Target { name: "balloon", run: balloon::run },
     Target { name: "entropy", run: entropy::run },
     Target { name: "block", run: block::run },
+    Target { name: "mem", run: mem::run },
     Target { name: "kernel", run: kernel::run },
 ];
 

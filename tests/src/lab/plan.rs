@@ -131,9 +131,17 @@ pub fn test_binaries() -> Vec<TestBinary> {
     found
 }
 
-/// The tests that an executable lists.
+/// The tests of an executable but for those that are only run when asked for.
 fn tests_of(executable: &PathBuf) -> Vec<String> {
-    let listed = Command::new(executable).args(["--list", "--format", "terse"]).output();
+    let ignored = listed(executable, &["--ignored"]);
+    let all = listed(executable, &[]);
+    all.into_iter().filter(|test| !ignored.contains(test)).collect()
+}
+
+/// What an executable lists.
+fn listed(executable: &PathBuf, which: &[&str]) -> Vec<String> {
+    let listed =
+        Command::new(executable).args(["--list", "--format", "terse"]).args(which).output();
     let listed = listed.expect("the test binary starts");
     assert!(listed.status.success(), "{} does not list its tests", executable.display());
     let text = String::from_utf8_lossy(&listed.stdout).into_owned();

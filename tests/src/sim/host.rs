@@ -182,6 +182,10 @@ impl Host {
 #[derive(Clone)]
 pub struct SimBus(pub Rc<RefCell<Host>>);
 
+// SAFETY: a simulated machine runs in one thread; the driver goes behind a lock
+// that asks for `Send` because a real one is shared by CPUs.
+unsafe impl Send for SimBus {}
+
 impl MmioBus for SimBus {
     fn read32(&self, offset: u64) -> u32 {
         self.0.borrow_mut().read(offset)

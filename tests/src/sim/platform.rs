@@ -1,5 +1,6 @@
 //! RAM, clock and faults of a simulated machine.
 
+use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -29,10 +30,13 @@ pub struct SimMachine {
     faults_rng: Mutex<StdRng>,
     masked: AtomicBool,
     locks: HeldLocks,
+    /// What else of the machine moves while the guest waits for something.
+    waiting: RefCell<Option<Box<dyn FnMut()>>>,
 }
 
 // SAFETY: the pointers lead to mappings that `ram` keeps alive; accesses go
-// through raw pointers, and a simulated machine runs in one thread.
+// through raw pointers, and a simulated machine runs in one thread, which is
+// also the only one that touches `waiting`.
 unsafe impl Send for SimMachine {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for SimMachine {}
@@ -63,6 +67,7 @@ impl SimMachine {
             faults_rng: Mutex::new(StdRng::seed_from_u64(seed ^ 0xfa17)),
             masked: AtomicBool::new(false),
             locks: HeldLocks::new(),
+            waiting: RefCell::new(None),
         })
     }
 
@@ -74,6 +79,11 @@ impl SimMachine {
     /// Lets time pass.
     pub fn advance(&self, ns: u64) {
         self.now_ns.fetch_add(ns, Ordering::Relaxed);
+    }
+
+    /// What moves whenever the guest waits, from now on: nothing but the guest by default.
+    pub fn while_waiting(&self, moves: Option<Box<dyn FnMut()>>) {
+        *self.waiting.borrow_mut() = moves;
     }
 
     /// Lets real time pass instead of virtual time, from now on: for measurements.
@@ -145,7 +155,11 @@ unsafe impl Platform for SimPlatform {
         self.0.now()
     }
 
-    fn relax(&self) {}
+    fn relax(&self) {
+        if let Some(moves) = &mut *self.0.waiting.borrow_mut() {
+            moves();
+        }
+    }
 
     fn held_locks(&self) -> Option<&HeldLocks> {
         Some(&self.0.locks)

@@ -1,22 +1,25 @@
 //! One run: a seed decides who moves next, and what goes wrong.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use abi::Pfn;
 use devices::ram::GuestRam;
-use guest_mm::balloon::{BalloonCounters, BalloonDriver, BalloonPhase, Mutant, Options, Wake};
-use guest_mm::buddy::Gfp;
-use guest_mm::census::{BalloonClaim, CensusScope};
-use guest_mm::memdesc::DriverId;
+use guest_mm::balloon::{
+    BalloonCounters, BalloonDriver, BalloonPhase, BalloonStatus, Mutant, Options, Patience,
+    SharedBalloon, Wake,
+};
+use guest_mm::census::BalloonClaim;
+use guest_mm::memdesc::{DriverId, Kind};
 use guest_mm::memory::Memory;
-use guest_mm::rcu::Rcu;
+use guest_mm::migrate::MigrateStats;
+use guest_mm::mm::{Base, Mm};
 use guest_mm::store::{BitmapStore, PfnStore, XArrayStore};
-use guest_mm::xarray::SlabNodes;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use rand::{RngExt, SeedableRng};
+use rand::{Rng, RngExt, SeedableRng};
 
 use super::host::{Host, SimBus};
 use super::platform::{SimMachine, SimPlatform};
@@ -24,6 +27,8 @@ use super::workload::Workload;
 
 /// Steps that a run may take to come to rest.
 const MAX_SETTLE_STEPS: u32 = 20_000;
+/// How long migration waits for the device.
+const PATIENCE_NS: u64 = 5_000_000;
 
 /// Which store the driver uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +56,10 @@ pub struct Scenario {
     pub is_hostile: bool,
     /// Somebody isolates blocks of the balloon and puts them back.
     pub isolates: bool,
+    /// Blocks of the balloon migrate.
+    pub migrates: bool,
+    /// The target only grows while the run is under load, up to half of RAM: the balloon never deflates.
+    pub only_grows: bool,
     /// The device and the guest stop for seconds at a time.
     pub pauses: bool,
     /// Releases run beside the device, as on a worker thread.
@@ -82,6 +91,8 @@ impl Default for Scenario {
             faults_one_in: 0,
             is_hostile: false,
             isolates: true,
+            migrates: false,
+            only_grows: false,
             pauses: true,
             deferred: false,
             out_of_memory: false,
@@ -102,6 +113,8 @@ pub enum Violation {
     ClaimedNotOffline(u64, u64),
     /// The guest calls pages settled that the host does not hold: (settled, claimed).
     SettledNotClaimed(u64, u64),
+    /// While pages moved, the host held less than it had been told: (claimed, told).
+    HostShort(u64, u64),
     /// The books of the guest disagree.
     Census(String),
     /// The driver met a state of words or store that it had not made.
@@ -129,6 +142,8 @@ pub struct SimOutcome {
     pub faults: u64,
     /// Pages known to be zero that the guest used again.
     pub zero_pages_seen: u64,
+    /// What migration did.
+    pub migrated: MigrateStats,
 }
 
 /// Runs `scenario` with `seed`.
@@ -143,66 +158,76 @@ pub fn run(scenario: Scenario, seed: u64) -> Result<SimOutcome, Violation> {
     let ranges = machine.ram().ram_ranges().to_vec();
     let platform = SimPlatform(machine.clone());
     let memory = Memory::new(platform, &ranges, &[]).expect("a machine with memory");
+    let base = Base::new(memory).expect("a machine with memory");
     let all = abi::PfnRange::new(Pfn::ZERO, ranges.last().expect("RAM").end()).expect("ascending");
     match scenario.store {
         StoreKind::XArray => {
-            let free = memory.free_pages().get();
-            let rcu = Rcu::new();
-            let cache = SlabNodes::cache(&memory).expect("a node fits a slab");
-            let store = XArrayStore::new(&rcu, SlabNodes::new(&memory, &cache, Gfp::KERNEL), all);
-            let mut run = Run::new(scenario, seed, &machine, &memory, &store, Some(&cache));
-            let outcome = run.play()?;
-            drop(run);
-            store.trim();
-            cache.shrink(&memory);
-            leak_check(free, memory.free_pages().get())?;
-            Ok(outcome)
+            let store = XArrayStore::new(&base.rcu, base.xa_nodes(), all);
+            run_with(scenario, seed, &machine, &base, &store, || {
+                store.trim();
+                base.settle();
+            })
         }
         StoreKind::Bitmap => {
-            let free = memory.free_pages().get();
             let mut words = vec![0; BitmapStore::<SimPlatform>::words_for(all).expect("small")];
-            let store = BitmapStore::new(memory.platform(), all, &mut words).expect("enough words");
-            let mut run = Run::new(scenario, seed, &machine, &memory, &store, None);
-            let outcome = run.play()?;
-            drop(run);
-            leak_check(free, memory.free_pages().get())?;
-            Ok(outcome)
+            let store = BitmapStore::new(base.platform(), all, &mut words).expect("enough words");
+            run_with(scenario, seed, &machine, &base, &store, || base.settle())
         }
     }
 }
 
-fn leak_check(before: u64, after: u64) -> Result<(), Violation> {
-    if before == after { Ok(()) } else { Err(Violation::Leak(before, after)) }
+fn run_with<S: PfnStore>(
+    scenario: Scenario,
+    seed: u64,
+    machine: &Arc<SimMachine>,
+    base: &Base<SimPlatform>,
+    store: &S,
+    trim: impl Fn(),
+) -> Result<SimOutcome, Violation> {
+    let free = base.memory.free_pages().get();
+    let patience = Patience { oom_ns: PATIENCE_NS, migrate_ns: PATIENCE_NS };
+    let balloon = SharedBalloon::new(base.platform(), patience);
+    let outcome = {
+        let mm = Mm::new(base);
+        Run::new(scenario, seed, machine, &mm, store, &balloon).play()?
+    };
+    trim();
+    let after = base.memory.free_pages().get();
+    if free == after { Ok(outcome) } else { Err(Violation::Leak(free, after)) }
 }
 
+type Balloon<'m, S> = SharedBalloon<'m, SimPlatform, SimBus, S>;
 type Driver<'m, S> = BalloonDriver<'m, SimPlatform, SimBus, S>;
 
-struct Run<'m, S> {
+struct Run<'r, 'm, S: PfnStore> {
     scenario: Scenario,
     rng: StdRng,
-    machine: &'m SimMachine,
+    machine: &'m Arc<SimMachine>,
     memory: &'m Memory<SimPlatform>,
+    mm: &'r Mm<'m, SimPlatform>,
     store: &'m S,
-    cache: Option<&'m guest_mm::slab::KmemCache>,
     host: Rc<RefCell<Host>>,
-    driver: Option<Driver<'m, S>>,
-    workload: Workload<'m, SimPlatform>,
+    balloon: &'m Balloon<'m, S>,
+    workload: Workload<'r, 'm, SimPlatform>,
     wake: Wake,
+    /// What the host held and had been told when it held less, while pages moved.
+    short: Rc<Cell<Option<(u64, u64)>>>,
     /// Steps for which the device, one of its queues, or the guest stands still.
     device_paused: u32,
     queue_paused: [u32; 2],
     guest_paused: u32,
 }
 
-impl<'m, S: PfnStore> Run<'m, S> {
+impl<'r, 'm, S: PfnStore> Run<'r, 'm, S> {
     fn new(
         scenario: Scenario,
         seed: u64,
-        machine: &'m std::sync::Arc<SimMachine>,
-        memory: &'m Memory<SimPlatform>,
+        machine: &'m Arc<SimMachine>,
+        mm: &'r Mm<'m, SimPlatform>,
         store: &'m S,
-        cache: Option<&'m guest_mm::slab::KmemCache>,
+        balloon: &'m Balloon<'m, S>,
     ) -> Self {
+        let memory = mm.memory();
         let host =
             Rc::new(RefCell::new(Host::new(machine, scenario.deferred, scenario.out_of_memory)));
         let options = Options { max_order: scenario.max_order, ..Options::default() };
@@ -211,17 +236,20 @@ impl<'m, S: PfnStore> Run<'m, S> {
         if let Some(mutant) = scenario.mutant {
             driver.mutate(mutant);
         }
+        balloon.install(driver);
+        mm.set_movable_ops(Kind::Offline, balloon).expect("nobody else moves its pages");
         machine.fail_one_in(scenario.faults_one_in);
         Self {
             scenario,
             rng: StdRng::seed_from_u64(seed),
             machine,
             memory,
+            mm,
             store,
-            cache,
             host,
-            driver: Some(driver),
-            workload: Workload::new(memory),
+            balloon,
+            workload: Workload::new(mm),
+            short: Rc::new(Cell::new(None)),
             wake: Wake::Now,
             device_paused: 0,
             queue_paused: [0; 2],
@@ -229,8 +257,13 @@ impl<'m, S: PfnStore> Run<'m, S> {
         }
     }
 
-    fn driver(&mut self) -> &mut Driver<'m, S> {
-        self.driver.as_mut().expect("the driver lives until the end of the run")
+    /// Does something with the driver, which is there until the end of the run.
+    fn driver<R>(&self, act: impl FnOnce(&mut Driver<'m, S>) -> R) -> R {
+        self.balloon.with(act).expect("the driver lives until the end of the run")
+    }
+
+    fn status(&self) -> BalloonStatus {
+        self.driver(|driver| driver.status())
     }
 
     fn play(&mut self) -> Result<SimOutcome, Violation> {
@@ -242,7 +275,7 @@ impl<'m, S: PfnStore> Run<'m, S> {
         (self.device_paused, self.queue_paused, self.guest_paused) = (0, [0; 2], 0);
         self.workload.put_all_back();
         // A driver that has given up for good reason starts anew, as after a module reload.
-        if self.driver().status().phase == BalloonPhase::Failed {
+        if self.status().phase == BalloonPhase::Failed {
             self.restart_driver();
         }
         let possible = self.memory.managed_pages().get() / 2;
@@ -251,12 +284,13 @@ impl<'m, S: PfnStore> Run<'m, S> {
             self.check(true)?;
         }
         self.workload.end()?;
-        let counters = self.driver().status().counters;
+        let counters = self.status().counters;
         self.finish_driver();
         Ok(SimOutcome {
             driver: counters,
             faults: self.machine.faults_struck(),
             zero_pages_seen: self.workload.zero_pages_seen,
+            migrated: self.workload.migrated,
         })
     }
 
@@ -272,11 +306,11 @@ impl<'m, S: PfnStore> Run<'m, S> {
             80..86 if self.guest_paused == 0 && self.scenario.isolates => {
                 self.workload.isolate_or_put_back(self.store, &mut self.rng);
             }
+            86..89 if self.scenario.migrates && self.rng.random_bool(0.7) => self.migrate(),
             86..89 => self.retarget(),
             89..92 => self.machine.advance(self.rng.random_range(0..20_000_000)),
             92 if self.guest_paused == 0 => {
-                let driver = self.driver();
-                driver.interrupt();
+                self.driver(|driver| driver.interrupt());
             }
             93..95 if self.scenario.pauses => self.pause(),
             95..97 if self.scenario.is_hostile => self.sabotage(),
@@ -292,9 +326,9 @@ impl<'m, S: PfnStore> Run<'m, S> {
             return;
         }
         if self.rng.random_bool(0.6) && self.host.borrow_mut().take_interrupt() {
-            self.driver().interrupt();
+            self.driver(|driver| driver.interrupt());
         }
-        self.wake = self.driver().poll();
+        self.wake = self.driver(|driver| driver.poll());
     }
 
     fn device_moves(&mut self) {
@@ -312,12 +346,11 @@ impl<'m, S: PfnStore> Run<'m, S> {
 
     /// The driver is notified; the device answers at a look of its choice, or not at all.
     fn run_out_of_memory(&mut self) {
-        let (host, machine) = (Rc::clone(&self.host), self.machine);
+        let (host, machine) = (Rc::clone(&self.host), Arc::clone(self.machine));
         let mut silent =
             if self.device_paused > 0 { u32::MAX } else { self.rng.random_range(0..5) };
         let mut looks = 0;
-        let driver = self.driver.as_mut().expect("the driver lives until the end of the run");
-        driver.deflate_on_oom(&mut || {
+        let mut wait = || {
             looks += 1;
             machine.advance(100_000);
             match silent.checked_sub(1) {
@@ -331,12 +364,53 @@ impl<'m, S: PfnStore> Run<'m, S> {
                 }
             }
             looks < 50
-        });
+        };
+        self.driver(|driver| driver.deflate_on_oom(&mut wait));
+    }
+
+    /// Blocks of the balloon migrate; the device answers as it can meanwhile.
+    fn migrate(&mut self) {
+        if self.guest_paused > 0 {
+            return;
+        }
+        let (host, machine, short) = (Rc::clone(&self.host), Arc::clone(self.machine), &self.short);
+        let (short, paused) = (Rc::clone(short), self.queue_paused.map(|steps| steps > 0));
+        let (is_silent, status) = (self.device_paused > 0, self.status());
+        // A driver that resets its device tells it nothing more.
+        let is_running = status.phase == BalloonPhase::Running;
+        let mut rng = StdRng::seed_from_u64(self.rng.next_u64());
+        let time = Arc::clone(&machine);
+        let moves = move || {
+            time.advance(100_000);
+            if !is_silent && rng.random_bool(0.5) {
+                let mut host = host.borrow_mut();
+                let may_look = |queue: &u16| !paused[usize::from(*queue)];
+                let kicked: Vec<u16> = host.kicked().into_iter().filter(may_look).collect();
+                match kicked.choose(&mut rng) {
+                    Some(&queue) => host.serve(queue),
+                    None => host.serve_pending(),
+                }
+            }
+            let host = host.borrow();
+            let device = host.transport().device();
+            // What is told is at most what the host has, unless the driver has the balloon shrink.
+            let told = device.actual().get().min(status.target.get());
+            if is_running && host.transport().is_running() && device.ballooned().get() < told {
+                short.set(Some((device.ballooned().get(), told)));
+            }
+        };
+        machine.while_waiting(Some(Box::new(moves)));
+        self.workload.migrate(self.store, &mut self.rng);
+        machine.while_waiting(None);
     }
 
     fn retarget(&mut self) {
         let most = self.scenario.pages;
         let target = match self.rng.random_range(0..6) {
+            _ if self.scenario.only_grows => {
+                let target = self.host.borrow().transport().device().target().get();
+                (target + self.rng.random_range(0..400)).min(most / 2)
+            }
             0 => 0,
             1 => most,
             2 => self.rng.random_range(0..64),
@@ -375,8 +449,8 @@ impl<'m, S: PfnStore> Run<'m, S> {
                 self.host.borrow_mut().forge_used(queue, head);
             }
             3..6 => self.host.borrow_mut().break_ring(queue),
-            6 if self.guest_paused == 0 => self.driver().rebind(),
-            _ if self.guest_paused == 0 && self.driver().status().phase == BalloonPhase::Failed => {
+            6 if self.guest_paused == 0 => self.driver(|driver| driver.rebind()),
+            _ if self.guest_paused == 0 && self.status().phase == BalloonPhase::Failed => {
                 self.restart_driver();
             }
             _ => {}
@@ -393,13 +467,13 @@ impl<'m, S: PfnStore> Run<'m, S> {
             let options = Options { max_order: self.scenario.max_order, ..Options::default() };
             let bus = SimBus(self.host.clone());
             let driver = BalloonDriver::start(self.memory, self.store, bus, options);
-            self.driver = Some(driver.unwrap_or_else(|error| panic!("{error}")));
+            self.balloon.install(driver.unwrap_or_else(|error| panic!("{error}")));
         }
         self.machine.fail_one_in(faults);
     }
 
     fn finish_driver(&mut self) {
-        let mut driver = self.driver.take().expect("the driver lives until here");
+        let mut driver = self.balloon.take().expect("the driver lives until here");
         driver.unbind();
         for _ in 0..MAX_SETTLE_STEPS {
             match driver.poll() {
@@ -418,9 +492,9 @@ impl<'m, S: PfnStore> Run<'m, S> {
         let mut may_restart = self.scenario.is_hostile;
         for _ in 0..MAX_SETTLE_STEPS {
             if self.host.borrow_mut().take_interrupt() {
-                self.driver().interrupt();
+                self.driver(|driver| driver.interrupt());
             }
-            let wake = self.driver().poll();
+            let wake = self.driver(|driver| driver.poll());
             self.device_moves();
             let (has_work, has_interrupt) = {
                 let host = self.host.borrow();
@@ -435,7 +509,7 @@ impl<'m, S: PfnStore> Run<'m, S> {
             match wake {
                 Wake::At(at) => self.machine.advance(at.saturating_sub(self.machine.now())),
                 Wake::Now | Wake::OnInterrupt => {
-                    let has_given_up = self.driver().status().phase == BalloonPhase::Failed;
+                    let has_given_up = self.status().phase == BalloonPhase::Failed;
                     if !std::mem::take(&mut may_restart) || !has_given_up {
                         break;
                     }
@@ -443,16 +517,16 @@ impl<'m, S: PfnStore> Run<'m, S> {
                 }
             }
         }
-        let actual = self.driver().status().actual.get();
+        let actual = self.status().actual.get();
         let claimed = self.host.borrow().transport().device().ballooned().get();
-        if self.driver().status().actual.get() == target {
+        if self.status().actual.get() == target {
             return Err(Violation::Restless);
         }
         Err(Violation::TargetMissed(target, actual, claimed))
     }
 
     fn is_at(&mut self, target: u64) -> bool {
-        let status = self.driver().status();
+        let status = self.status();
         let host = self.host.borrow();
         let device = host.transport().device();
         status.phase == BalloonPhase::Running
@@ -467,7 +541,10 @@ impl<'m, S: PfnStore> Run<'m, S> {
         if self.scenario.checks == Checks::ContentsOnly {
             return Ok(());
         }
-        let status = self.driver().status();
+        if let Some((claimed, told)) = self.short.get() {
+            return Err(Violation::HostShort(claimed, told));
+        }
+        let status = self.status();
         if status.counters.inconsistencies > 0 {
             return Err(Violation::Inconsistent(status.counters.inconsistencies));
         }
@@ -487,16 +564,14 @@ impl<'m, S: PfnStore> Run<'m, S> {
     }
 
     fn census(&mut self) -> Result<(), Violation> {
-        let status = self.driver().status();
+        let status = self.status();
         let claim = BalloonClaim {
             driver: DriverId::BALLOON,
             store: self.store,
             actual: status.actual,
             in_flight: status.inflating.saturating_add(status.deflating),
         };
-        let caches: Vec<_> = self.cache.into_iter().collect();
-        let scope = CensusScope { balloons: &[claim], caches: &caches };
-        let census = self.memory.census_of(&scope);
+        let census = self.mm.census(&[claim]);
         match census.discrepancies().iter().next() {
             None => Ok(()),
             Some(first) => {

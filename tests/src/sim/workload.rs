@@ -1,11 +1,14 @@
 //! The rest of the guest: it allocates, writes, looks whether it is still there, frees.
 
 use guest_mm::buddy::Gfp;
-use guest_mm::memdesc::{DriverId, Order};
-use guest_mm::memory::{FrozenFrames, IsolatedBlock, Memory};
+use guest_mm::memdesc::Order;
+use guest_mm::memory::{FrozenFrames, Memory};
+use guest_mm::migrate::{Allocated, BATCH, MigrateBatch, MigrateMode, MigrateStats};
+use guest_mm::mm::Mm;
 use guest_mm::platform::Platform;
 use guest_mm::store::{PfnStore, Select};
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
 
 use super::scenario::Violation;
@@ -16,18 +19,29 @@ const MAX_BLOCKS: usize = 96;
 const MAX_ORDER: u8 = 5;
 
 /// Memory that the guest uses, each page with a pattern of its own.
-pub struct Workload<'m, P: Platform> {
+pub struct Workload<'r, 'm, P: Platform> {
+    mm: &'r Mm<'m, P>,
     memory: &'m Memory<P>,
     blocks: Vec<(FrozenFrames, u64)>,
-    isolated: Vec<IsolatedBlock>,
+    /// Blocks of the balloon that migration has isolated.
+    isolated: Vec<MigrateBatch<'r, 'm, P>>,
+    /// What migration did.
+    pub migrated: MigrateStats,
     /// Pages that were known to read as zero and did.
     pub zero_pages_seen: u64,
 }
 
-impl<'m, P: Platform> Workload<'m, P> {
+impl<'r, 'm, P: Platform> Workload<'r, 'm, P> {
     /// A workload that holds nothing.
-    pub fn new(memory: &'m Memory<P>) -> Self {
-        Self { memory, blocks: Vec::new(), isolated: Vec::new(), zero_pages_seen: 0 }
+    pub fn new(mm: &'r Mm<'m, P>) -> Self {
+        Self {
+            mm,
+            memory: mm.memory(),
+            blocks: Vec::new(),
+            isolated: Vec::new(),
+            migrated: MigrateStats::default(),
+            zero_pages_seen: 0,
+        }
     }
 
     /// Pages that the workload holds.
@@ -90,28 +104,60 @@ impl<'m, P: Platform> Workload<'m, P> {
         if intact { Ok(()) } else { Err(Violation::GuestPageDiscarded(frames.head())) }
     }
 
-    /// Isolates a block of the balloon as migration would, or puts one back.
+    /// Isolates blocks of the balloon, or puts some back.
     pub fn isolate_or_put_back<S: PfnStore>(&mut self, store: &S, rng: &mut StdRng) {
         if self.isolated.len() >= 4 || rng.random_bool(0.5) {
             if !self.isolated.is_empty() {
-                let block = self.isolated.swap_remove(rng.random_range(0..self.isolated.len()));
-                self.memory.putback(block).expect("an isolated block stays isolated");
+                let mut batch = self.isolated.swap_remove(rng.random_range(0..self.isolated.len()));
+                batch.putback();
             }
             return;
         }
-        let from = abi::Pfn::from_u32(rng.random_range(0..16_384));
-        let Some(found) = store.next(from, Select::Settled) else { return };
-        // It fails if the driver was faster, which is what is being tested.
-        if let Ok(block) = self.memory.isolate(found.block.head(), DriverId::BALLOON) {
-            self.isolated.push(block);
+        let batch = self.isolate(store, 1, rng);
+        if !batch.is_empty() {
+            self.isolated.push(batch);
         }
+    }
+
+    /// Migrates blocks of the balloon: some that were isolated long ago, or new ones.
+    pub fn migrate<S: PfnStore>(&mut self, store: &S, rng: &mut StdRng) {
+        let mut batch = if self.isolated.is_empty() || rng.random_bool(0.8) {
+            let most = *[1, 4, BATCH].choose(rng).expect("three");
+            self.isolate(store, most, rng)
+        } else {
+            self.isolated.swap_remove(rng.random_range(0..self.isolated.len()))
+        };
+        let mode = if rng.random_bool(0.5) { MigrateMode::Async } else { MigrateMode::Sync };
+        // Now and then from the memory that only migration may have.
+        let mut destinations = Allocated::new(self.memory);
+        if rng.random_bool(0.7) {
+            destinations = destinations.with_gfp(Gfp::MOVABLE);
+        }
+        self.migrated.add(&self.mm.migrate_pages(&mut batch, &mut destinations, mode));
+    }
+
+    /// Isolates up to `most` settled blocks, from anywhere on.
+    fn isolate<S: PfnStore>(
+        &self,
+        store: &S,
+        most: usize,
+        rng: &mut StdRng,
+    ) -> MigrateBatch<'r, 'm, P> {
+        let mut batch = MigrateBatch::new(self.mm);
+        let mut from = abi::Pfn::from_u32(rng.random_range(0..16_384));
+        for _ in 0..most {
+            let Some(found) = store.next(from, Select::Settled) else { break };
+            let block = found.block;
+            // It fails if the driver was faster, which is what is being tested.
+            let _isolated = self.mm.isolate_for_migration(block.head(), &mut batch);
+            from = block.head().checked_add(block.pages()).unwrap_or(abi::Pfn::ZERO);
+        }
+        batch
     }
 
     /// Puts every isolated block back.
     pub fn put_all_back(&mut self) {
-        for block in self.isolated.drain(..) {
-            self.memory.putback(block).expect("an isolated block stays isolated");
-        }
+        self.isolated.clear();
     }
 
     /// Looks at everything and frees it.

@@ -127,25 +127,43 @@ impl FeatureSet {
         (34, "ring-packed"),
     ];
 
+    /// The memory device's feature bits by name (VirtIO 1.2 §5.15.3, §6).
+    const MEM: [(u32, &'static str); 8] = [
+        (0, "acpi-pxm"),
+        (1, "unplugged-inaccessible"),
+        (2, "persistent-suspend"),
+        (28, "indirect-desc"),
+        (29, "event-idx"),
+        (32, "version-1"),
+        (33, "access-platform"),
+        (34, "ring-packed"),
+    ];
+
     /// Names the balloon feature bits in `bits`.
     pub fn of_balloon(bits: u64) -> Self {
-        let names = (0..u64::BITS).filter(|bit| bits >> bit & 1 == 1).map(Self::balloon_bit);
-        Self { bits: format!("{bits:#018x}"), names: names.collect() }
+        Self::named(bits, &Self::BALLOON)
     }
 
-    fn balloon_bit(bit: u32) -> String {
-        match Self::BALLOON.iter().find(|(known, _)| *known == bit) {
+    /// Names the memory device's feature bits in `bits`.
+    pub fn of_mem(bits: u64) -> Self {
+        Self::named(bits, &Self::MEM)
+    }
+
+    fn named(bits: u64, names: &[(u32, &str)]) -> Self {
+        let name = |bit| match names.iter().find(|(known, _)| *known == bit) {
             Some((_, name)) => (*name).to_owned(),
             None => format!("bit-{bit}"),
-        }
+        };
+        let names = (0..u64::BITS).filter(|bit| bits >> bit & 1 == 1).map(name).collect();
+        Self { bits: format!("{bits:#018x}"), names }
     }
 }
 
-/// Body of `PUT /balloon/operation` (ours): begins a resize that supersedes the one under way.
+/// Body of `PUT /balloon/operation` and `PUT /hotplug/memory/operation` (ours): begins a resize that supersedes the one under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OperationRequest {
-    /// Absolute target in bytes, a multiple of 4096.
+    /// Absolute target in bytes: a multiple of 4096, of hotplug memory a multiple of the block size.
     pub target_bytes: u64,
     /// When the operation ends as timed out; absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -190,28 +208,28 @@ impl fmt::Display for OperationState {
     }
 }
 
-/// A resize operation: answer to `PUT` and `GET /balloon/operation` (ours).
+/// A resize operation: answer to `PUT` and `GET /balloon/operation`, and `/hotplug/memory/operation` (ours).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     /// Counts from 1.
     pub id: u64,
     /// Where it stands.
     pub state: OperationState,
-    /// Balloon in bytes when it began.
+    /// Balloon, or hotplug memory that is plugged, in bytes when it began.
     pub from_bytes: u64,
     /// Absolute target in bytes.
     pub target_bytes: u64,
-    /// Balloon in bytes now, or when it ended.
+    /// The same now, or when it ended.
     pub actual_bytes: u64,
     /// Distance from target to `actual_bytes`, in either direction.
     pub deficit_bytes: u64,
     /// Guest RAM in bytes.
     pub ram_bytes: u64,
-    /// Guest RAM less `actual_bytes`.
+    /// Guest RAM less `actual_bytes` of the balloon, or with `actual_bytes` of hotplug memory.
     pub guest_left_bytes: u64,
     /// Since it began, or until it ended.
     pub elapsed_ms: u64,
-    /// Since the balloon last moved towards the target, or since it began.
+    /// Since that last moved towards the target, or since it began.
     pub since_progress_ms: u64,
     /// Why it stands where it stands, for a person.
     pub note: Option<String>,

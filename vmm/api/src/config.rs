@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::balloon::BalloonConfig;
+use crate::hotplug::MemoryHotplugConfig;
 
 /// vCPUs and memory: body of `PUT` and answer to `GET /machine-config`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -350,9 +351,9 @@ pub struct VmConfig {
     /// vCPUs and memory.
     #[serde(default, deserialize_with = "null_as_default")]
     pub machine_config: MachineConfig,
-    /// Not supported.
+    /// Hotplug memory, if there is any.
     #[serde(default)]
-    pub memory_hotplug: Option<Value>,
+    pub memory_hotplug: Option<MemoryHotplugConfig>,
     /// Where metrics are written.
     #[serde(default)]
     pub metrics: Option<Metrics>,

@@ -14,6 +14,7 @@ pub mod client;
 pub mod config;
 pub mod fault;
 pub mod guest;
+pub mod hotplug;
 pub mod machine;
 pub mod size;
 
@@ -29,6 +30,9 @@ pub use config::{
 };
 pub use fault::Fault;
 pub use guest::{ExecEvent, ExecRequest, Scenarios};
+pub use hotplug::{
+    HotplugStatus, MemoryHotplugConfig, MemoryHotplugSizeUpdate, MemoryHotplugStatus,
+};
 pub use machine::{
     Action, ActionType, Instance, InstanceState, RunState, StopOutcome, StopRequest, Version,
     VmState, VmStatus, VmUpdate,

@@ -17,6 +17,16 @@ pub enum HostRamError {
         /// The platform's limit.
         max_bytes: u64,
     },
+    /// The size of hotplug memory is zero, not a multiple of 4 KiB, or above the platform's limit.
+    #[error(
+        "Hotplug memory of {bytes} B is not possible: it must be a multiple of 4096 B, from 4096 B to {max_bytes} B"
+    )]
+    BadHotplugSize {
+        /// What was asked.
+        bytes: u64,
+        /// The platform's limit.
+        max_bytes: u64,
+    },
     /// The host refused the mapping.
     #[error("The host refused to map {bytes} B of {backing} memory for guest RAM ({hint})")]
     Map {

@@ -11,6 +11,7 @@ use guest_ram::BackingKind;
 use super::value::{self, DriveArgument, OnResetArgument};
 use crate::vm::config::BalloonConfig;
 use crate::vm::config::GuestConsole;
+use crate::vm::config::hotplug::HotplugConfig;
 
 /// A KVM micro-VMM whose subject is guest memory.
 ///
@@ -42,6 +43,9 @@ pub(super) enum Command {
     /// Show or resize the balloon of a running VM
     #[command(subcommand)]
     Balloon(BalloonCommand),
+    /// Show, plug or unplug the hotplug memory of a running VM
+    #[command(subcommand)]
+    Memory(MemoryCommand),
     /// Run a scenario in the guest; its exit code becomes this command's
     Exec(ExecOptions),
     /// Show what a running VM is
@@ -87,9 +91,13 @@ pub(super) struct RunOptions {
     /// a process), stall-after=TIME (2s unless set). There always is a balloon; its target is 0 unless set
     #[arg(long, value_name = "OPTIONS", value_parser = value::balloon_options)]
     pub(super) balloon: Option<BalloonConfig>,
+    /// Hotplug memory that can be plugged while the guest runs, in blocks of 2M; after a comma: block=SIZE, slot=SIZE (what
+    /// is closed to the guest as a whole), stall-after=TIME (5s unless set). Nothing is plugged at the start
+    #[arg(long, value_name = "SIZE[,OPTIONS]", value_parser = value::hotplug)]
+    pub(super) hotplug_memory: Option<HotplugConfig>,
     /// A VM as Firecracker's configuration files describe it: only what is configured is there
     #[arg(long, value_name = "PATH")]
-    #[arg(conflicts_with_all = ["size", "vcpus", "kernel", "initrd", "cmdline", "drives", "balloon"])]
+    #[arg(conflicts_with_all = ["size", "vcpus", "kernel", "initrd", "cmdline", "drives", "balloon", "hotplug_memory"])]
     pub(super) config_file: Option<PathBuf>,
     /// Guest console that standard input goes to; with hvc0, the output of both is shown
     #[arg(long, value_name = "CONSOLE", default_value = "ttyS0")]
@@ -206,6 +214,67 @@ pub(super) struct DemoOptions {
 pub(super) enum BenchCommand {
     /// The guest's memory manager: page descriptors, allocators, faults
     Mm(BenchMmOptions),
+    /// E2 and E5: batches as arrays or lists; isolation by a swap or by lock and count
+    Migrate(ExperimentOptions),
+    /// E3: the balloon's PFN stores: bytes, times, and what fails when memory is short
+    Stores(ExperimentOptions),
+    /// E10: memory that comes to life when little or nothing is free
+    Hotplug(ExperimentOptions),
+    /// E9: huge pages among ballooned pages, movable and pinned
+    Compaction(ExperimentOptions),
+    /// What is no measurement
+    #[command(external_subcommand)]
+    Unknown(Vec<String>),
+}
+
+/// Options of an experiment.
+#[derive(Debug, Args)]
+pub(super) struct ExperimentOptions {
+    /// Guest RAM, 2M to 64G [default: the experiment's own]
+    #[arg(long = "memory", value_name = "SIZE", value_parser = value::memory)]
+    #[arg(allow_hyphen_values = true)]
+    pub(super) size: Option<Size>,
+    /// Numbers of vCPUs, 1 to 4, separated by commas: a VM for each [default: the experiment's own]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_VCPUS)))]
+    pub(super) vcpus: Vec<u8>,
+    /// Seeds, 1 to N: a VM for each
+    #[arg(long, value_name = "N", default_value_t = 3, allow_hyphen_values = true)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..))]
+    pub(super) seeds: u8,
+    /// Rounds in each VM [default: the experiment's own]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(super) rounds: Option<u64>,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Write samples.jsonl, table.md and a plot for each metric to this directory
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: Option<PathBuf>,
+}
+
+impl ExperimentOptions {
+    /// The numbers of vCPUs asked for, else `default`.
+    pub(super) fn vcpus_or<'a>(&'a self, default: &'a [u8]) -> &'a [u8] {
+        if self.vcpus.is_empty() { default } else { &self.vcpus }
+    }
+
+    /// The options that decide what is measured, as on a command line.
+    pub(super) fn as_given(&self) -> String {
+        let mut text = format!(" --seeds {}", self.seeds);
+        if let Some(size) = self.size {
+            text.push_str(&format!(" --memory {}", size.bytes()));
+        }
+        if !self.vcpus.is_empty() {
+            let list: Vec<String> = self.vcpus.iter().map(u8::to_string).collect();
+            text.push_str(&format!(" --vcpus {}", list.join(",")));
+        }
+        if let Some(rounds) = self.rounds {
+            text.push_str(&format!(" --rounds {rounds}"));
+        }
+        text
+    }
 }
 
 /// Options of `bench mm`.
@@ -267,6 +336,28 @@ pub(super) enum BalloonCommand {
     /// Give SIZE back to the guest, or everything
     Deflate {
         /// How much; without it everything
+        #[arg(value_parser = value::some_pages, allow_hyphen_values = true)]
+        size: Option<Size>,
+        #[command(flatten)]
+        wait: WaitOptions,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MemoryCommand {
+    /// Show sizes, driver, and what the host really holds
+    Get(QueryOptions),
+    /// Plug SIZE more than is requested now
+    Plug {
+        /// How much more: a multiple of the block size
+        #[arg(value_parser = value::some_pages, allow_hyphen_values = true)]
+        size: Size,
+        #[command(flatten)]
+        wait: WaitOptions,
+    },
+    /// Unplug SIZE of what is requested now, or everything
+    Unplug {
+        /// How much: a multiple of the block size; without it everything
         #[arg(value_parser = value::some_pages, allow_hyphen_values = true)]
         size: Option<Size>,
         #[command(flatten)]
@@ -391,6 +482,25 @@ mod tests {
             assert!(message.contains(value), "{message}");
         }
         assert!(parse("aerostat run --vcpus 5").unwrap_err().contains("1..=4"));
+    }
+
+    #[test]
+    fn an_experiment_takes_a_list_of_vcpus() {
+        let parsed = parse("aerostat bench stores --vcpus 1,2,4 --seeds 5 --memory 64M");
+        let Ok(Command::Bench(BenchCommand::Stores(options))) = parsed else {
+            panic!("{parsed:?}")
+        };
+        assert_eq!(options.vcpus_or(&[1]), [1, 2, 4]);
+        assert_eq!(options.as_given(), " --seeds 5 --memory 67108864 --vcpus 1,2,4");
+        let Ok(Command::Bench(BenchCommand::Stores(options))) = parse("aerostat bench stores")
+        else {
+            panic!("no options at all")
+        };
+        assert_eq!((options.vcpus_or(&[1, 2]), options.seeds), (&[1, 2][..], 3));
+        for (option, named) in [("--vcpus 1,5", "5"), ("--seeds 0", "0"), ("--rounds -1", "-1")] {
+            let message = parse(&format!("aerostat bench stores {option}")).unwrap_err();
+            assert!(message.contains(named), "{message}");
+        }
     }
 
     #[test]

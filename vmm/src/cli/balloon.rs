@@ -1,52 +1,29 @@
 //! `balloon`: show it, resize it.
 
-use std::time::Duration;
+use aerostat_api::{BalloonStatus, Size};
 
-use aerostat_api::{BalloonStatus, Client, Operation, OperationRequest, OperationState, Size};
-
-use super::args::{BalloonCommand, QueryOptions, WaitOptions};
+use super::args::{BalloonCommand, QueryOptions};
 use super::failure::Failure;
-use super::{output, resize};
+use super::output;
+use super::resize::Subject;
 use crate::exit_code;
+
+const BALLOON: Subject = Subject::BALLOON;
 
 pub(super) fn balloon(command: BalloonCommand) -> Result<u8, Failure> {
     match command {
         BalloonCommand::Get(query) => get(&query),
-        BalloonCommand::Set { size, wait } => begin(&wait, |_client| Ok(size)),
-        BalloonCommand::Inflate { size, wait } => {
-            begin(&wait, |client| inflated(&client.balloon_status()?, size).map_err(Failure::Usage))
-        }
+        BalloonCommand::Set { size, wait } => BALLOON.resize(&wait, |_client| Ok(size)),
+        BalloonCommand::Inflate { size, wait } => BALLOON.resize(&wait, |client| {
+            inflated(&client.balloon_status()?, size).map_err(Failure::Usage)
+        }),
         BalloonCommand::Deflate { size: None, wait } => {
-            begin(&wait, |_client| Ok(Size::from_bytes(0)))
+            BALLOON.resize(&wait, |_client| Ok(Size::from_bytes(0)))
         }
-        BalloonCommand::Deflate { size: Some(size), wait } => {
-            begin(&wait, |client| deflated(&client.balloon_status()?, size).map_err(Failure::Usage))
-        }
+        BalloonCommand::Deflate { size: Some(size), wait } => BALLOON.resize(&wait, |client| {
+            deflated(&client.balloon_status()?, size).map_err(Failure::Usage)
+        }),
     }
-}
-
-fn begin(
-    wait: &WaitOptions,
-    target: impl FnOnce(&Client) -> Result<Size, Failure>,
-) -> Result<u8, Failure> {
-    let client = wait.target.client()?;
-    let request = OperationRequest {
-        target_bytes: target(&client)?.bytes(),
-        timeout_ms: wait.timeout.map(millis),
-    };
-    let begun = client.begin_operation(&request)?;
-    if wait.no_wait {
-        report(&begun, wait.json)?;
-        return Ok(exit_code::SUCCESS);
-    }
-    let ended = resize::wait(&client, begun, !wait.json)?;
-    report(&ended, wait.json)?;
-    Ok(match ended.state {
-        OperationState::Running | OperationState::Reached => exit_code::SUCCESS,
-        OperationState::Stalled => exit_code::OPERATION_STALLED,
-        OperationState::TimedOut => exit_code::OPERATION_TIMED_OUT,
-        OperationState::Superseded => exit_code::OPERATION_SUPERSEDED,
-    })
 }
 
 /// The target that takes `size` more.
@@ -70,38 +47,6 @@ fn deflated(status: &BalloonStatus, size: Size) -> Result<Size, String> {
         let target = output::size(status.target_bytes);
         format!("Cannot deflate by {size}: the target is {target}; without SIZE all of it goes")
     })
-}
-
-/// Says how an operation stands.
-fn report(operation: &Operation, is_json: bool) -> Result<(), Failure> {
-    if is_json { output::json(operation) } else { output::line(summary(operation)) }
-}
-
-/// One line on how an operation stands.
-fn summary(operation: &Operation) -> String {
-    let balloon = output::size(operation.actual_bytes);
-    let left = output::size(operation.guest_left_bytes);
-    let elapsed = output::time(operation.elapsed_ms);
-    let state = operation.state;
-    let mut text = match operation.state {
-        OperationState::Reached => {
-            format!("{state}: balloon {balloon}, the guest has {left} left, after {elapsed}")
-        }
-        OperationState::Running
-        | OperationState::Stalled
-        | OperationState::TimedOut
-        | OperationState::Superseded => format!(
-            "{state}: balloon {balloon} of {}, deficit {}, last progress {} ago, \
-             the guest has {left} left, after {elapsed}",
-            output::size(operation.target_bytes),
-            output::size(operation.deficit_bytes),
-            output::time(operation.since_progress_ms),
-        ),
-    };
-    if let Some(note) = &operation.note {
-        text.push_str(&format!(" ({note})"));
-    }
-    text
 }
 
 fn get(query: &QueryOptions) -> Result<u8, Failure> {
@@ -130,11 +75,13 @@ fn get(query: &QueryOptions) -> Result<u8, Failure> {
         ("offered", status.offered_features.names.join(" ")),
         ("acknowledged", acknowledged),
         ("last kick", kick),
-        ("operation", status.operation.as_ref().map_or("none yet".into(), summary)),
+        (
+            "operation",
+            status
+                .operation
+                .as_ref()
+                .map_or("none yet".into(), |operation| BALLOON.summary(operation)),
+        ),
     ])?;
     Ok(exit_code::SUCCESS)
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

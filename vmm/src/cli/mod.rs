@@ -13,6 +13,7 @@ mod discover;
 mod exec;
 mod failure;
 mod guest;
+mod memory;
 mod output;
 mod own_vm;
 mod resize;
@@ -29,7 +30,7 @@ use clap::error::ErrorKind;
 
 use crate::exit_code;
 use crate::vm::limit_malloc_arenas;
-use args::{Arguments, BenchCommand, Command};
+use args::{Arguments, Command};
 use failure::Failure;
 
 /// Stack of the thread that reads the arguments: small enough to serve one of the VM's threads next.
@@ -80,8 +81,9 @@ fn dispatch(command: Command, started: Instant) -> Result<u8, Failure> {
         Command::Run(options) => run::run(*options, started),
         Command::Serve(options) => serve::serve(options, started),
         Command::Demo(options) => demo::demo(&options),
-        Command::Bench(BenchCommand::Mm(options)) => bench::mm(&options),
+        Command::Bench(command) => bench::bench(&command),
         Command::Balloon(command) => balloon::balloon(command),
+        Command::Memory(command) => memory::memory(command),
         Command::Exec(options) => exec::exec(options),
         Command::Info(query) => command::info(&query),
         Command::Pause(target) => command::pause(&target),

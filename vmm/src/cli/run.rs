@@ -102,6 +102,7 @@ fn configure(options: RunOptions, id: String, started: Instant) -> VmConfig {
         drives: options.drives.into_iter().enumerate().map(drive).collect(),
         console: options.console.into(),
         balloon: Some(options.balloon.unwrap_or_default()),
+        hotplug: options.hotplug_memory,
         ..VmConfig::new(started)
     }
 }
@@ -135,6 +136,11 @@ fn check(config: &VmConfig, socket: &Path) -> Result<u8, Failure> {
         ),
         ("socket", socket.display().to_string()),
     ];
+    fields.extend(config.hotplug.iter().map(|hotplug| {
+        let [total, block, slot] =
+            [hotplug.total_bytes, hotplug.block_bytes, hotplug.slot_bytes].map(output::human);
+        ("hotplug memory", format!("{total} in blocks of {block}, slots of {slot}"))
+    }));
     fields.extend(config.initrd.iter().map(|path| ("initrd", path.display().to_string())));
     fields.extend(drives.iter().map(|drive| ("drive", drive.clone())));
     output::fields(&fields)?;

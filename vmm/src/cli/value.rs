@@ -8,6 +8,7 @@ use abi::platform::MAX_RAM_BYTES;
 use aerostat_api::{Size, SizeError};
 use clap::ValueEnum;
 
+use crate::vm::config::hotplug::HotplugConfig;
 use crate::vm::config::{BalloonConfig, MIN_RAM_BYTES, OnReset};
 
 /// A size in whole pages.
@@ -98,6 +99,32 @@ pub(super) fn balloon_options(text: &str) -> Result<BalloonConfig, String> {
     Ok(options)
 }
 
+/// `SIZE`, and after commas `block=SIZE`, `slot=SIZE`, `stall-after=TIME`.
+pub(super) fn hotplug(text: &str) -> Result<HotplugConfig, String> {
+    let mut parts = text.split(',');
+    let size = parts.next().unwrap_or_default();
+    let mut config = HotplugConfig::of_size(parse(size)?.bytes());
+    let mut is_slot_said = false;
+    for option in parts {
+        match option.split_once('=') {
+            Some(("block", size)) => config.block_bytes = parse(size)?.bytes(),
+            Some(("slot", size)) => {
+                (config.slot_bytes, is_slot_said) = (parse(size)?.bytes(), true);
+            }
+            Some(("stall-after", time)) => config.stall_after = duration(time)?,
+            Some(_) | None => {
+                let allowed = "block=SIZE, slot=SIZE, stall-after=TIME";
+                return Err(format!("unknown hotplug option {option:?}; allowed: {allowed}"));
+            }
+        }
+    }
+    if !is_slot_said {
+        config.slot_bytes = config.slot_bytes.max(config.block_bytes);
+    }
+    config.validate().map_err(|error| error.to_string())?;
+    Ok(config)
+}
+
 /// What `--on-reset` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum OnResetArgument {
@@ -126,6 +153,33 @@ mod tests {
         assert!(pages("5000").unwrap_err().contains("4096 B or 8192 B"));
         assert!(some_pages("0").unwrap_err().contains("4K or more"));
         assert_eq!(some_pages("4K").map(Size::bytes), Ok(4096));
+    }
+
+    #[test]
+    fn hotplug_memory_is_a_size_and_options() {
+        const MIB: u64 = 1 << 20;
+        let config = hotplug("1G").unwrap();
+        assert_eq!((config.total_bytes, config.block_bytes), (1 << 30, 2 * MIB));
+        assert_eq!(config.slot_bytes, 128 * MIB);
+        let config = hotplug("1G,block=4M,slot=4M,stall-after=1s").unwrap();
+        assert_eq!((config.block_bytes, config.slot_bytes), (4 * MIB, 4 * MIB));
+        assert_eq!(config.stall_after, Duration::from_secs(1));
+        assert_eq!(hotplug("1G,block=256M").unwrap().slot_bytes, 256 * MIB);
+        for (text, expected) in [
+            ("", "is no size"),
+            ("0", "multiples of the slot size"),
+            ("3M", "multiples of the slot size"),
+            ("128G", "64 GiB"),
+            ("1G,block=3M", "powers of two"),
+            ("1G,block=1M", "powers of two"),
+            ("1G,slot=3M", "multiples of the block size"),
+            ("1G,slots=2M", "allowed: block=SIZE"),
+            ("1G,block", "allowed: block=SIZE"),
+            ("1G,stall-after=5", "is no duration"),
+        ] {
+            let message = hotplug(text).unwrap_err();
+            assert!(message.contains(expected), "{text}: {message}");
+        }
     }
 
     #[test]

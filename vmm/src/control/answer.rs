@@ -55,7 +55,9 @@ impl From<VmError> for Refusal {
             | VmError::CannotStart(_)
             | VmError::NoMetricsFile
             | VmError::Drive(_)
-            | VmError::NoBalloon => StatusCode::BAD_REQUEST,
+            | VmError::NoBalloon
+            | VmError::NoHotplug
+            | VmError::HotplugSize(_) => StatusCode::BAD_REQUEST,
             VmError::NotStarted
             | VmError::AlreadyStarted
             | VmError::NoAgent

@@ -21,6 +21,7 @@ pub(super) async fn change(
         Section::BootSource => Change::BootSource(decode(body)?),
         Section::Drive => Change::Drive(drive(call)?),
         Section::Balloon => Change::Balloon(decode(body)?),
+        Section::Hotplug => Change::Hotplug(decode(body)?),
         Section::Entropy => Change::Entropy(decode(body)?),
         Section::Logger => Change::Logger(decode(body)?),
         Section::Metrics => Change::Metrics(decode(body)?),

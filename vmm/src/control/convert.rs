@@ -5,7 +5,9 @@ use std::time::Duration;
 use abi::PageCount;
 use aerostat_api as api;
 
-use crate::vm::handle::{BalloonStatus, OperationState, OperationStatus, VmInfo, VmState};
+use crate::vm::handle::{
+    BalloonStatus, HotplugStatus, OperationState, OperationStatus, VmInfo, VmState,
+};
 
 /// Version of Firecracker's API that the shared endpoints follow.
 const FIRECRACKER_API: &str = "1.14.1";
@@ -65,12 +67,7 @@ pub(super) fn balloon_status(
     balloon: BalloonStatus,
     operation: Option<OperationStatus>,
 ) -> api::BalloonStatus {
-    let driver = match (balloon.needs_reset, balloon.driver_ready, balloon.acked_features) {
-        (true, _, _) => api::DriverState::NeedsReset,
-        (false, true, _) => api::DriverState::Ready,
-        (false, false, Some(_)) => api::DriverState::Negotiating,
-        (false, false, None) => api::DriverState::Missing,
-    };
+    let driver = driver(balloon.needs_reset, balloon.driver_ready, balloon.acked_features);
     api::BalloonStatus {
         ram_bytes: balloon.ram.bytes(),
         target_bytes: balloon.target.bytes(),
@@ -85,6 +82,53 @@ pub(super) fn balloon_status(
         last_kick_ms: balloon.last_kick.map(millis),
         operation: operation.map(self::operation),
     }
+}
+
+const fn driver(needs_reset: bool, is_ready: bool, acked: Option<u64>) -> api::DriverState {
+    match (needs_reset, is_ready, acked) {
+        (true, _, _) => api::DriverState::NeedsReset,
+        (false, true, _) => api::DriverState::Ready,
+        (false, false, Some(_)) => api::DriverState::Negotiating,
+        (false, false, None) => api::DriverState::Missing,
+    }
+}
+
+/// Hotplug memory in Firecracker's words.
+pub(super) fn memory_hotplug(hotplug: &HotplugStatus) -> api::MemoryHotplugStatus {
+    api::MemoryHotplugStatus {
+        total_size_mib: hotplug.total_bytes >> 20,
+        block_size_mib: hotplug.block_bytes >> 20,
+        slot_size_mib: hotplug.slot_bytes >> 20,
+        plugged_size_mib: hotplug.plugged.bytes() >> 20,
+        requested_size_mib: hotplug.requested.bytes() >> 20,
+    }
+}
+
+pub(super) fn hotplug_status(
+    hotplug: HotplugStatus,
+    operation: Option<OperationStatus>,
+) -> api::HotplugStatus {
+    api::HotplugStatus {
+        addr: hotplug.addr,
+        total_bytes: hotplug.total_bytes,
+        block_bytes: hotplug.block_bytes,
+        slot_bytes: hotplug.slot_bytes,
+        usable_bytes: hotplug.usable_bytes,
+        plugged_bytes: hotplug.plugged.bytes(),
+        requested_bytes: hotplug.requested.bytes(),
+        host_resident_bytes: hotplug.host_resident_bytes,
+        truth: hotplug.truth.into(),
+        driver: driver(hotplug.needs_reset, hotplug.driver_ready, hotplug.acked_features),
+        acked_features: hotplug.acked_features.map(api::FeatureSet::of_mem),
+        last_kick_ms: hotplug.last_kick.map(millis),
+        operation: operation.map(hotplug_operation),
+    }
+}
+
+/// An operation whose `actual` is what the guest has beside its RAM.
+pub(super) fn hotplug_operation(status: OperationStatus) -> api::Operation {
+    let guest_left_bytes = status.ram.saturating_add(status.actual).bytes();
+    api::Operation { guest_left_bytes, ..operation(status) }
 }
 
 pub(super) fn operation(status: OperationStatus) -> api::Operation {

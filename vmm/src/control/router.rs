@@ -33,6 +33,16 @@ pub(super) enum Route {
     BeginOperation,
     /// A part of the balloon that only some balloons have.
     BalloonExtra(BalloonExtra),
+    /// `GET /hotplug/memory`
+    Hotplug,
+    /// `PATCH /hotplug/memory`
+    UpdateHotplug,
+    /// `GET /hotplug/memory/status`
+    HotplugStatus,
+    /// `GET /hotplug/memory/operation`
+    HotplugOperation,
+    /// `PUT /hotplug/memory/operation`
+    BeginHotplugOperation,
     /// `GET /guest/scenarios`
     Scenarios,
     /// `POST /guest/scenarios`
@@ -70,6 +80,8 @@ pub(super) enum Section {
     Drive,
     /// `PUT /balloon`
     Balloon,
+    /// `PUT /hotplug/memory`
+    Hotplug,
     /// `PUT /entropy`
     Entropy,
     /// `PUT /logger`
@@ -105,11 +117,10 @@ enum Api {
 
 /// Every route: verb, path, whose it is. The OpenAPI document lists the same. A path's last part may
 /// stand in braces for any name.
-const ROUTES: [Entry; 47] = {
+const ROUTES: [Entry; 50] = {
     use Api::{Firecracker, Ours};
     const NETWORK: Route = Route::Unsupported("Network interfaces are");
     const PMEM: Route = Route::Unsupported("Persistent memory devices (pmem) are");
-    const HOTPLUG: Route = Route::Unsupported("Memory hotplug is");
     const SNAPSHOT: Route = Route::Unsupported("Snapshots are");
     const MMDS: Route = Route::Unsupported("The metadata service (MMDS) is");
     const CPU: Route = Route::Unsupported("CPU configurations (cpu-config) are");
@@ -181,9 +192,12 @@ const ROUTES: [Entry; 47] = {
         Entry(Method::PATCH, "/network-interfaces/{iface_id}", Firecracker, NETWORK),
         Entry(Method::PUT, "/pmem/{id}", Firecracker, PMEM),
         Entry(Method::PATCH, "/pmem/{id}", Firecracker, PMEM),
-        Entry(Method::GET, "/hotplug/memory", Firecracker, HOTPLUG),
-        Entry(Method::PUT, "/hotplug/memory", Firecracker, HOTPLUG),
-        Entry(Method::PATCH, "/hotplug/memory", Firecracker, HOTPLUG),
+        Entry(Method::GET, "/hotplug/memory", Firecracker, Route::Hotplug),
+        Entry(Method::PUT, "/hotplug/memory", Firecracker, Route::Configure(Section::Hotplug)),
+        Entry(Method::PATCH, "/hotplug/memory", Firecracker, Route::UpdateHotplug),
+        Entry(Method::GET, "/hotplug/memory/status", Ours, Route::HotplugStatus),
+        Entry(Method::GET, "/hotplug/memory/operation", Ours, Route::HotplugOperation),
+        Entry(Method::PUT, "/hotplug/memory/operation", Ours, Route::BeginHotplugOperation),
         Entry(Method::PUT, "/snapshot/create", Firecracker, SNAPSHOT),
         Entry(Method::PUT, "/snapshot/load", Firecracker, SNAPSHOT),
         Entry(Method::GET, "/mmds", Firecracker, MMDS),

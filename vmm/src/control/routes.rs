@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use abi::PageCount;
+use abi::{PAGE_SIZE, PageCount};
 use aerostat_api as api;
 use hyper::StatusCode;
 use hyper::body::Bytes;
@@ -35,7 +35,8 @@ pub(super) struct Call {
 
 /// Serves one request.
 pub(super) async fn serve(control: &Rc<Control>, call: Call) -> Result<Answer, Refusal> {
-    if let (Some(query), false) = (&call.query, call.route == Route::Operation) {
+    let takes_query = matches!(call.route, Route::Operation | Route::HotplugOperation);
+    if let (Some(query), false) = (&call.query, takes_query) {
         return Err(Refusal::bad_request(format!("No query is allowed here: {query:?}")));
     }
     match call.route {
@@ -60,6 +61,11 @@ pub(super) async fn serve(control: &Rc<Control>, call: Call) -> Result<Answer, R
         Route::BalloonExtra(extra) => {
             Err(configure::balloon_extra(control, extra, &call.body).await)
         }
+        Route::Hotplug => Ok(ok(&convert::memory_hotplug(&control.ask(VmRequest::Hotplug).await?))),
+        Route::UpdateHotplug => update_hotplug(control, &call.body).await,
+        Route::HotplugStatus => hotplug_status(control).await,
+        Route::HotplugOperation => hotplug_operation(control, call.query.as_deref()).await,
+        Route::BeginHotplugOperation => begin_hotplug(control, &call.body).await,
         Route::Scenarios => {
             let scenarios = control.ask(VmRequest::Scenarios).await?;
             Ok(ok(&api::Scenarios { scenarios }))
@@ -148,16 +154,49 @@ async fn set_target(
     target_bytes: u64,
     deadline: Option<Duration>,
 ) -> Result<Answer, Refusal> {
-    let Some(target) = PageCount::from_bytes_exact(target_bytes) else {
+    let target = pages(target_bytes)?;
+    let status =
+        control.ask(|reply| VmRequest::SetBalloonTarget { target, deadline, reply }).await?;
+    Ok(ok(&convert::operation(status)))
+}
+
+/// `target_bytes` of a request as pages.
+fn pages(target_bytes: u64) -> Result<PageCount, Refusal> {
+    PageCount::from_bytes_exact(target_bytes).ok_or_else(|| {
         let error = match api::Size::from_bytes(target_bytes).whole_pages() {
             Err(error) => error.to_string(),
             Ok(_) => format!("{target_bytes} B is more than a guest can have"),
         };
-        return Err(Refusal::bad_request(format!("target_bytes: {error}")));
-    };
-    let status =
-        control.ask(|reply| VmRequest::SetBalloonTarget { target, deadline, reply }).await?;
-    Ok(ok(&convert::operation(status)))
+        Refusal::bad_request(format!("target_bytes: {error}"))
+    })
+}
+
+async fn update_hotplug(control: &Control, body: &[u8]) -> Result<Answer, Refusal> {
+    let update: api::MemoryHotplugSizeUpdate = decode(body)?;
+    // One that does not fit is above every region, and refused as such.
+    let size = PageCount::new(update.requested_size_mib.saturating_mul((1 << 20) / PAGE_SIZE));
+    control.ask(|reply| VmRequest::RequestHotplug { size, deadline: None, reply }).await?;
+    Ok(answer::no_content())
+}
+
+async fn begin_hotplug(control: &Control, body: &[u8]) -> Result<Answer, Refusal> {
+    let request: api::OperationRequest = decode(body)?;
+    let deadline = request.timeout_ms.map(Duration::from_millis);
+    let size = pages(request.target_bytes)?;
+    let status = control.ask(|reply| VmRequest::RequestHotplug { size, deadline, reply }).await?;
+    Ok(ok(&convert::hotplug_operation(status)))
+}
+
+async fn hotplug_status(control: &Control) -> Result<Answer, Refusal> {
+    let hotplug = control.ask(VmRequest::Hotplug).await?;
+    let operation = control.ask(|reply| VmRequest::HotplugOperation { id: None, reply }).await?;
+    Ok(ok(&convert::hotplug_status(hotplug, operation)))
+}
+
+async fn hotplug_operation(control: &Control, query: Option<&str>) -> Result<Answer, Refusal> {
+    let id = query.map(operation_id).transpose()?;
+    let status = control.ask(|reply| VmRequest::HotplugOperation { id, reply }).await?;
+    told(status.map(convert::hotplug_operation), id)
 }
 
 async fn balloon_status(control: &Control) -> Result<Answer, Refusal> {
@@ -169,8 +208,13 @@ async fn balloon_status(control: &Control) -> Result<Answer, Refusal> {
 async fn operation(control: &Control, query: Option<&str>) -> Result<Answer, Refusal> {
     let id = query.map(operation_id).transpose()?;
     let status = control.ask(|reply| VmRequest::Operation { id, reply }).await?;
-    match (status, id) {
-        (Some(status), _) => Ok(ok(&convert::operation(status))),
+    told(status.map(convert::operation), id)
+}
+
+/// An operation, or that there is none.
+fn told(operation: Option<api::Operation>, id: Option<u64>) -> Result<Answer, Refusal> {
+    match (operation, id) {
+        (Some(operation), _) => Ok(ok(&operation)),
         (None, None) => Ok(answer::no_content()),
         (None, Some(id)) => Err(Refusal::new(
             StatusCode::NOT_FOUND,

@@ -61,6 +61,11 @@ impl Machine {
         Ok(Self { vm: Arc::new(vm), _ram: ram })
     }
 
+    /// The VM, for whoever gives it memory slots while it runs.
+    pub(crate) const fn vm(&self) -> &Arc<VmFd> {
+        &self.vm
+    }
+
     /// Makes a write to `line` an edge on `gsi`.
     ///
     /// # Errors

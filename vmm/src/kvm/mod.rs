@@ -93,6 +93,15 @@ impl Host {
         self.kind
     }
 
+    /// Checks that a VM can have `slots` memory slots.
+    ///
+    /// # Errors
+    /// [`KvmError::TooFewSlots`].
+    pub(crate) fn check_slots(&self, slots: u64) -> Result<(), KvmError> {
+        let max = self.kvm.get_nr_memslots();
+        if slots > max as u64 { Err(KvmError::TooFewSlots { max, slots }) } else { Ok(()) }
+    }
+
     /// Creates a VM in the kernel, without memory.
     ///
     /// # Errors
@@ -215,6 +224,16 @@ pub enum KvmError {
         max: usize,
         /// What was asked.
         vcpus: u8,
+    },
+    /// KVM supports fewer memory slots than hotplug memory needs.
+    #[error(
+        "The host's KVM supports {max} memory slots; RAM and hotplug memory need {slots}: make the slots of hotplug memory larger"
+    )]
+    TooFewSlots {
+        /// What there is.
+        max: usize,
+        /// What was asked.
+        slots: u64,
     },
     /// A table for KVM is larger than its interface allows: a defect of this program.
     #[error("A table for {what} has too many entries")]

@@ -11,6 +11,7 @@ use aerostat_api as api;
 use super::unsupported;
 use crate::boot::{InitrdFile, KernelImage};
 use crate::drive::DriveFile;
+use crate::vm::config::hotplug::HotplugConfig;
 use crate::vm::config::{
     BalloonConfig, DriveConfig, EntropyConfig, Kernel, MAX_DRIVE_ID_BYTES, MAX_DRIVES,
     MIN_RAM_BYTES, RateLimit, SerialPort, VmConfig,
@@ -62,11 +63,11 @@ impl Configuration {
             entropy,
             logger,
             machine_config,
+            memory_hotplug,
             metrics,
             serial,
             // All of these are refused above.
             cpu_config: _,
-            memory_hotplug: _,
             mmds_config: _,
             network_interfaces: _,
             pmem: _,
@@ -81,6 +82,7 @@ impl Configuration {
             .chain(boot_source.map(Change::BootSource))
             .chain(drives.into_iter().map(Change::Drive))
             .chain(balloon.map(Change::Balloon))
+            .chain(memory_hotplug.map(Change::Hotplug))
             .chain(entropy.map(Change::Entropy))
             .chain(serial.map(Change::Serial));
         for change in changes {
@@ -110,6 +112,7 @@ impl Configuration {
             Change::BootSource(source) => ("boot-source", self.set_boot_source(source)),
             Change::Drive(drive) => ("drives", self.set_drive(drive)),
             Change::Balloon(balloon) => ("balloon", self.set_balloon(balloon)),
+            Change::Hotplug(hotplug) => ("memory-hotplug", self.set_hotplug(hotplug)),
             Change::Entropy(entropy) => ("entropy", self.set_entropy(entropy)),
             Change::Logger(logger) => ("logger", self.set_logger(logger)),
             Change::Metrics(metrics) => ("metrics", self.set_metrics(metrics)),
@@ -200,6 +203,12 @@ impl Configuration {
         Ok(())
     }
 
+    fn set_hotplug(&mut self, hotplug: api::MemoryHotplugConfig) -> Result<(), String> {
+        hotplug_config(&hotplug).validate().map_err(|error| error.to_string())?;
+        self.description.memory_hotplug = Some(hotplug);
+        Ok(())
+    }
+
     fn set_entropy(&mut self, entropy: api::Entropy) -> Result<(), String> {
         self.description.entropy = Some(entropy);
         Ok(())
@@ -271,6 +280,7 @@ impl Configuration {
                 deflate_on_oom: balloon.deflate_on_oom,
                 ..BalloonConfig::default()
             }),
+            hotplug: description.memory_hotplug.as_ref().map(hotplug_config),
             entropy: description.entropy.as_ref().map(entropy_config),
             drives: description.drives.iter().map(drive_config).collect(),
             serial,
@@ -294,6 +304,16 @@ fn drive_config(drive: &api::Drive) -> DriveConfig {
         path: drive.path_on_host.clone().unwrap_or_default().into(),
         is_read_only: drive.is_read_only,
         is_root_device: drive.is_root_device,
+    }
+}
+
+/// The sizes in bytes; those that do not fit become sizes that no check lets pass.
+fn hotplug_config(hotplug: &api::MemoryHotplugConfig) -> HotplugConfig {
+    let bytes = |mib: u64| mib.saturating_mul(1 << 20);
+    HotplugConfig {
+        block_bytes: bytes(hotplug.block_size_mib),
+        slot_bytes: bytes(hotplug.slot_size_mib),
+        ..HotplugConfig::of_size(bytes(hotplug.total_size_mib))
     }
 }
 

@@ -144,6 +144,9 @@ impl Configuring {
             | VmRequest::SetBalloonTarget { .. }
             | VmRequest::Balloon(_)
             | VmRequest::Operation { .. }
+            | VmRequest::RequestHotplug { .. }
+            | VmRequest::Hotplug(_)
+            | VmRequest::HotplugOperation { .. }
             | VmRequest::Exec { .. }
             | VmRequest::UpdateDrive { .. }
             | VmRequest::Scenarios(_)

@@ -13,7 +13,6 @@ fn refuse(what: &str) -> Result<(), String> {
 pub(super) fn sections(description: &api::VmConfig) -> Result<(), String> {
     let asked = [
         ("cpu-config", description.cpu_config.is_some()),
-        ("memory-hotplug", description.memory_hotplug.is_some()),
         ("mmds-config", description.mmds_config.is_some()),
         ("network-interfaces", !description.network_interfaces.is_empty()),
         ("pmem", !description.pmem.is_empty()),

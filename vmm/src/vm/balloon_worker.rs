@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use abi::PageCount;
 use devices::balloon::Balloon;
-use devices::balloon::operation::{ResizeLimits, ResizeOperation};
+use devices::balloon::operation::StallNotes;
 use devices::clock::Clock;
 use devices::virtio::QueueProgress;
 use guest_ram::HostRam;
@@ -27,12 +27,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::event_loop::answer;
 use super::exit::ExitReason;
 use super::handle::{BalloonStatus, Metric, OperationStatus, Reply, VmError};
+use super::operations::Operations;
 use super::poll::Poller;
 use super::vcpu::{VcpuEvent, VcpuEvents};
 use super::window::Window;
 
-/// Operations that are remembered after their end.
-const HISTORY: usize = 16;
 /// Stack of the thread; only what is touched costs memory.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -86,18 +85,18 @@ impl BalloonWorker {
         for (queue, doorbell) in (0..).zip(window.doorbells()) {
             poller.watch(doorbell.as_raw_fd(), Token::Queue(queue))?;
         }
+        let operations = Operations::new(stall_after, ram.pages(), StallNotes::BALLOON);
         let worker = Worker {
             window,
             ram,
             clock,
-            stall_after,
             poller,
             commands: receiver,
             wake: wake.clone(),
             pending: false,
             is_paused: false,
             last_kick: None,
-            operations: Vec::new(),
+            operations,
         };
         let thread = thread::Builder::new()
             .name(String::from("balloon"))
@@ -150,7 +149,6 @@ struct Worker {
     window: Arc<Window<Balloon>>,
     ram: Arc<HostRam>,
     clock: HostClock,
-    stall_after: Duration,
     poller: Poller<Token>,
     commands: mpsc::Receiver<BalloonCommand>,
     wake: Arc<EventFd>,
@@ -158,8 +156,7 @@ struct Worker {
     pending: bool,
     is_paused: bool,
     last_kick: Option<Instant>,
-    /// Ascending by number; the last one may still run.
-    operations: Vec<ResizeOperation>,
+    operations: Operations,
 }
 
 /// Whether the thread goes on.
@@ -221,7 +218,7 @@ impl Worker {
         if self.pending {
             return Some(Instant::now());
         }
-        let check = self.operations.last()?.next_check()?;
+        let check = self.operations.next_check()?;
         self.clock.0.checked_add(check)
     }
 
@@ -254,7 +251,7 @@ impl Worker {
                 answer(reply, result);
             }
             BalloonCommand::Status(reply) => answer(reply, Ok(self.status())),
-            BalloonCommand::Operation { id, reply } => answer(reply, Ok(self.operation(id))),
+            BalloonCommand::Operation { id, reply } => answer(reply, Ok(self.operations.find(id))),
             BalloonCommand::Metrics { mut own, reply } => {
                 self.add_metrics(&mut own);
                 answer(reply, Ok(own));
@@ -287,28 +284,14 @@ impl Worker {
         // An equal target is announced too: a driver that ran out of memory tries again.
         transport.config_changed();
         drop(transport);
-        let now = self.clock.now();
-        if let Some(last) = self.operations.last_mut() {
-            last.supersede(now);
-        }
-        let id = self.operations.last().map_or(1, |last| last.id() + 1);
-        let limits = ResizeLimits { stall_after: self.stall_after, deadline };
-        let operation = ResizeOperation::begin(id, target, limits, now, self.observation());
-        if self.operations.len() == HISTORY {
-            self.operations.remove(0);
-        }
-        let status = self.operation_status(&operation);
-        self.operations.push(operation);
-        Ok(status)
+        let seen = (self.clock.now(), self.observation());
+        Ok(self.operations.begin(target, deadline, seen))
     }
 
     /// Tells the running operation what is seen now.
     fn observe(&mut self) {
         let seen = self.observation();
-        let now = self.clock.now();
-        if let Some(last) = self.operations.last_mut() {
-            last.observe(now, seen);
-        }
+        self.operations.observe(self.clock.now(), seen);
     }
 
     fn reset(&mut self) {

@@ -9,6 +9,7 @@ use abi::mmio::WINDOW_BYTES;
 use abi::platform::{
     I8042_COMMAND_PORT, I8042_RESET, PVPANIC_PANICKED, PVPANIC_PORT, SERIAL_PORT, VIRTIO_MMIO_BASE,
 };
+use abi::{Pfn, PfnRange};
 
 use super::exit::ExitReason;
 use super::window::MmioWindow;
@@ -25,6 +26,8 @@ pub(crate) struct BoardCounters {
     pub(crate) unknown_ports: AtomicU64,
     /// Guest-physical addresses.
     pub(crate) unknown_mmio: AtomicU64,
+    /// Those of hotplug memory that is not plugged, which a driver must not touch.
+    pub(crate) unplugged: AtomicU64,
 }
 
 /// Everything on the board's buses.
@@ -33,13 +36,19 @@ pub(crate) struct Board {
     pm1: Pm1,
     /// By slot.
     windows: Vec<Arc<dyn MmioWindow>>,
+    hotplug: Option<PfnRange>,
     counters: BoardCounters,
 }
 
 impl Board {
     /// A board with a serial console, power management and these virtio windows, which lie in the order of their slots.
     pub(crate) fn new(com1: Arc<Com1>, pm1: Pm1, windows: Vec<Arc<dyn MmioWindow>>) -> Self {
-        Self { com1, pm1, windows, counters: BoardCounters::default() }
+        Self { com1, pm1, windows, hotplug: None, counters: BoardCounters::default() }
+    }
+
+    /// The same, with hotplug memory at `hotplug`: vCPUs come here for what of it is not plugged.
+    pub(crate) fn with_hotplug(self, hotplug: Option<PfnRange>) -> Self {
+        Self { hotplug, ..self }
     }
 
     /// A write of `data` to `port`; string instructions bring several elements at once.
@@ -100,7 +109,7 @@ impl Board {
         match self.window(gpa, data.len()) {
             Some((window, offset)) => window.read(offset, data),
             None => {
-                self.counters.unknown_mmio.fetch_add(1, Ordering::Relaxed);
+                self.count_unknown(gpa);
                 data.fill(0xff);
             }
         }
@@ -110,10 +119,16 @@ impl Board {
     pub(crate) fn mmio_write(&self, gpa: u64, data: &[u8]) {
         match self.window(gpa, data.len()) {
             Some((window, offset)) => window.write(offset, data),
-            None => {
-                self.counters.unknown_mmio.fetch_add(1, Ordering::Relaxed);
-            }
+            None => self.count_unknown(gpa),
         }
+    }
+
+    fn count_unknown(&self, gpa: u64) {
+        let is_unplugged = self.hotplug.is_some_and(|range| range.contains(Pfn::containing(gpa)));
+        let counters = &self.counters;
+        let counter = if is_unplugged { &counters.unplugged } else { &counters.unknown_mmio };
+        // Relaxed: a statistic.
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The window that has all of `len` bytes at `gpa`, and the offset in it.
@@ -212,6 +227,21 @@ mod tests {
         assert_eq!(board.counters().unknown_ports.load(Ordering::Relaxed), 2);
         assert_eq!(board.counters().unknown_mmio.load(Ordering::Relaxed), 8);
         assert!(probes.iter().all(|probe| probe.writes.lock().expect("no panic").is_empty()));
+    }
+
+    #[test]
+    fn accesses_to_unplugged_memory_read_all_ones_and_are_counted_apart() {
+        let (board, _) = board();
+        let page = |gpa: u64| Pfn::from_aligned(gpa).expect("aligned");
+        let board = board.with_hotplug(PfnRange::new(page(1 << 32), page(2 << 32)));
+        let mut data = [0; 8];
+        for gpa in [1 << 32, (2 << 32) - 8, (1 << 32) - 8, 2 << 32] {
+            board.mmio_read(gpa, &mut data);
+            assert_eq!(data, [0xff; 8]);
+            board.mmio_write(gpa, &data);
+        }
+        assert_eq!(board.counters().unplugged.load(Ordering::Relaxed), 4);
+        assert_eq!(board.counters().unknown_mmio.load(Ordering::Relaxed), 4);
     }
 
     #[test]

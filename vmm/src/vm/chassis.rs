@@ -11,6 +11,7 @@ use aerostat_api as api;
 use devices::balloon::{Balloon, BalloonOptions, ReleaseMode};
 use devices::console::{Console, ConsoleSize};
 use devices::entropy::Entropy;
+use devices::mem::{MemRegion, MemoryDevice};
 use devices::ram::GuestRam;
 use guest_ram::{HostRam, Prefault};
 use kvm_bindings::CpuId;
@@ -24,6 +25,8 @@ use super::config::{GuestConsole, Kernel, OnReset, SerialPort, VmConfig};
 use super::drives::{Drives, InsertedDrive, OpenDrive};
 use super::entropy::{EntropyService, new_entropy};
 use super::handle::{VmInfo, VmState};
+use super::hotplug::{GuestSlots, HotplugBlocks};
+use super::hotplug_worker::{HotplugParts, HotplugWorker};
 use super::slots::{Slots, planned_places};
 use super::vcpu::{ExitCounters, VcpuEvents, Vcpus};
 use super::window::{Place, Window};
@@ -66,6 +69,7 @@ pub(super) struct Chassis {
     pub(super) balloon: Option<Arc<Window<Balloon>>>,
     pub(super) console: Arc<Window<Console>>,
     pub(super) entropy: Option<Arc<Window<Entropy>>>,
+    pub(super) hotplug: Option<Hotplug>,
     /// Those that have no thread yet.
     drives: Vec<InsertedDrive>,
     pub(super) board: Arc<Board>,
@@ -88,8 +92,14 @@ impl Chassis {
         let drives = OpenDrive::open_all(&config.drives_in_order())?;
         let host = Host::open(config.vcpus)?;
         let prefault = if config.prefault { Prefault::All } else { Prefault::OnDemand };
-        let (created, ram) =
-            beside_kvm(&host, || HostRam::new(config.memory_bytes, config.backing, prefault));
+        if let Some(hotplug) = &config.hotplug {
+            // RAM has two at most.
+            host.check_slots(hotplug.slots() + 2)?;
+        }
+        let hotplug_bytes = config.hotplug.map(|hotplug| hotplug.total_bytes);
+        let map =
+            || HostRam::with_hotplug(config.memory_bytes, config.backing, prefault, hotplug_bytes);
+        let (created, ram) = beside_kvm(&host, map);
         let (vm, cpuid) = created?;
         let ram = Arc::new(ram?);
         let eventfds = |source| StartError::host("Creating an eventfd", source);
@@ -103,11 +113,13 @@ impl Chassis {
             slots.insert(Console::new(AGENT_PORT_NAME, console_size(config))).map_err(eventfds)?;
         let entropy = config.entropy.map(|options| new_entropy(options, config.started));
         let entropy = entropy.map(|entropy| slots.insert(entropy)).transpose().map_err(eventfds)?;
+        let hotplug = insert_hotplug(config, &ram, &mut slots)?;
         let drives = drives.into_iter().map(|drive| drive.insert_into(&mut slots));
         let drives = drives.collect::<Result<_, _>>().map_err(eventfds)?;
         let sci = Arc::new(KvmLevelLine::new(SCI_GSI));
         let pm1 = Pm1::new(sci.clone());
-        let board = Arc::new(Board::new(com1.clone(), pm1, slots.windows().to_vec()));
+        let board = Board::new(com1.clone(), pm1, slots.windows().to_vec());
+        let board = Arc::new(board.with_hotplug(ram.hotplug_range()));
         debug_assert!(slots.places().eq(planned_places(config)), "a check would speak of others");
         let cmdline = command_line(config, slots.places());
         let acpi = acpi_tables(config.vcpus, &slots)?;
@@ -116,7 +128,8 @@ impl Chassis {
         let initrd_file = initrd.as_mut();
         let info = BootInfo { cmdline: &cmdline, initrd: initrd_file, rsdp, refuse_linux };
         let entry = kernel.load(ram.memory(), ram.ram_ranges(), info)?;
-        let wiring = Wiring { serial_line: &serial_line, sci: &sci, slots: &slots };
+        let guest_slots = hotplug.as_ref().map(|hotplug| &*hotplug.slots);
+        let wiring = Wiring { serial_line: &serial_line, sci: &sci, slots: &slots, guest_slots };
         let (machine, vcpus) = new_machine(vm, &ram, wiring, (&cpuid, config.vcpus), entry)?;
         let exit_counters = (0..config.vcpus).map(|_| Arc::default()).collect();
         Ok(Self {
@@ -140,6 +153,7 @@ impl Chassis {
             balloon,
             console,
             entropy,
+            hotplug,
             drives,
             board,
             exit_counters,
@@ -170,6 +184,21 @@ impl Chassis {
         self.balloon.as_ref().map(start).transpose()
     }
 
+    /// Starts the thread of hotplug memory, if there is any.
+    pub(super) fn start_hotplug(&self, config: &VmConfig) -> io::Result<Option<HotplugWorker>> {
+        let Some((hotplug, config)) = self.hotplug.as_ref().zip(config.hotplug) else {
+            return Ok(None);
+        };
+        let parts = HotplugParts {
+            window: hotplug.window.clone(),
+            ram: self.ram.clone(),
+            clock: HostClock(self.started),
+            stall_after: config.stall_after,
+            slot_bytes: config.slot_bytes,
+        };
+        HotplugWorker::start(parts, self.events.clone()).map(Some)
+    }
+
     /// The event loop's side of the entropy device, if there is one.
     pub(super) fn entropy_service(&self) -> Option<EntropyService> {
         let window = self.entropy.clone()?;
@@ -183,7 +212,7 @@ impl Chassis {
 
     /// Builds the machine anew over the same RAM, which is emptied, and loads the kernel again.
     ///
-    /// Called with the vCPUs stopped, and the balloon and the drives reset.
+    /// Called with the vCPUs stopped, the balloon and the drives reset, and nothing plugged.
     pub(super) fn reboot(&mut self) -> Result<(), StartError> {
         self.console.reset();
         if let Some(entropy) = &self.entropy {
@@ -204,7 +233,12 @@ impl Chassis {
         let entry = self.kernel.load(memory, ram, info)?;
         // Before the new one: KVM lets an eventfd be the line of one machine only.
         self.machine = None;
-        let wiring = Wiring { serial_line: &self.serial_line, sci: &self.sci, slots: &self.slots };
+        let wiring = Wiring {
+            serial_line: &self.serial_line,
+            sci: &self.sci,
+            slots: &self.slots,
+            guest_slots: self.hotplug.as_ref().map(|hotplug| &*hotplug.slots),
+        };
         let vm = self.host.create_vm()?;
         let cpus = (&self.cpuid, self.vcpu_count);
         let (machine, vcpus) = new_machine(vm, &self.ram, wiring, cpus, entry)?;
@@ -277,11 +311,38 @@ fn new_balloon(config: &VmConfig, ram: &HostRam) -> Result<Option<Balloon>, Star
     Ok(Some(balloon))
 }
 
+/// Hotplug memory: its device, and how vCPUs reach it.
+pub(super) struct Hotplug {
+    pub(super) window: Arc<Window<MemoryDevice>>,
+    slots: Arc<GuestSlots>,
+}
+
+/// Puts the memory device into its slot, if there is hotplug memory.
+fn insert_hotplug(
+    config: &VmConfig,
+    ram: &Arc<HostRam>,
+    slots: &mut Slots,
+) -> Result<Option<Hotplug>, StartError> {
+    let Some((config, region)) = config.hotplug.zip(ram.hotplug_region()) else { return Ok(None) };
+    // Never: `validate` has found sizes that go together, and the region starts at a multiple of 2 GiB.
+    let impossible = |error| StartError::host("Laying out hotplug memory", io::Error::other(error));
+    let place = MemRegion::new(region.gpa(), region.len_bytes(), config.block_bytes);
+    let place = place.map_err(impossible)?;
+    let first = u32::try_from(ram.regions().len()).unwrap_or(u32::MAX);
+    let guest_slots = Arc::new(GuestSlots::new(region, first, config.slot_pages()));
+    let blocks = HotplugBlocks { ram: ram.clone(), slots: guest_slots.clone() };
+    let window = slots
+        .insert(MemoryDevice::new(place, Box::new(blocks)))
+        .map_err(|source| StartError::host("Creating an eventfd", source))?;
+    Ok(Some(Hotplug { window, slots: guest_slots }))
+}
+
 /// What is connected to the interrupt controllers and the I/O bus.
 struct Wiring<'a> {
     serial_line: &'a Line,
     sci: &'a KvmLevelLine,
     slots: &'a Slots,
+    guest_slots: Option<&'a GuestSlots>,
 }
 
 fn new_machine(
@@ -294,6 +355,9 @@ fn new_machine(
     let machine = Machine::new(vm, ram.clone())?;
     machine.connect_line(wiring.serial_line.eventfd(), wiring.serial_line.gsi())?;
     machine.connect_level(wiring.sci);
+    if let Some(slots) = wiring.guest_slots {
+        slots.connect(machine.vm());
+    }
     for window in wiring.slots.windows() {
         window.connect(&machine)?;
     }

@@ -1,6 +1,7 @@
 //! What a VM is made of, and the check that such a VM can exist.
 
 pub(crate) mod describe;
+pub mod hotplug;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -12,11 +13,13 @@ use abi::platform::{MAX_RAM_BYTES, MAX_VCPUS};
 use abi::{PAGE_SIZE, PageCount};
 use guest_ram::BackingKind;
 
+use hotplug::{HotplugConfig, HotplugError};
+
 /// Smallest guest RAM: boot structures live below 1 MiB, the kernel above it.
 pub const MIN_RAM_BYTES: u64 = 2 << 20;
 
-/// Most drives: balloon, console and entropy device have the other slots.
-pub const MAX_DRIVES: usize = abi::platform::VIRTIO_MMIO_SLOTS as usize - 3;
+/// Most drives: balloon, console, entropy device and hotplug memory have the other slots.
+pub const MAX_DRIVES: usize = abi::platform::VIRTIO_MMIO_SLOTS as usize - 4;
 
 /// Longest id of a drive, in bytes.
 pub const MAX_DRIVE_ID_BYTES: usize = 64;
@@ -44,6 +47,8 @@ pub struct VmConfig {
     pub prefault: bool,
     /// What a guest reset does.
     pub on_reset: OnReset,
+    /// Hotplug memory, if there is any.
+    pub hotplug: Option<HotplugConfig>,
     /// The balloon device, if there is one.
     pub balloon: Option<BalloonConfig>,
     /// The entropy device, if there is one.
@@ -76,6 +81,7 @@ impl VmConfig {
             backing: BackingKind::Anon,
             prefault: false,
             on_reset: OnReset::Exit,
+            hotplug: None,
             balloon: Some(BalloonConfig::default()),
             entropy: Some(EntropyConfig::default()),
             drives: Vec::new(),
@@ -106,6 +112,9 @@ impl VmConfig {
             && target.get() > bytes / PAGE_SIZE
         {
             return Err(ConfigError::BalloonTarget { target, ram_bytes: bytes });
+        }
+        if let Some(hotplug) = &self.hotplug {
+            hotplug.validate()?;
         }
         if let (Kernel::Embedded, Some(path)) = (&self.kernel, &self.initrd) {
             return Err(ConfigError::InitrdForEmbedded { path: path.display().to_string() });
@@ -276,6 +285,9 @@ pub enum ConfigError {
         /// What was asked.
         bytes: u64,
     },
+    /// Hotplug memory that cannot be.
+    #[error(transparent)]
+    Hotplug(#[from] HotplugError),
     /// An initrd for the guest that has everything in itself.
     #[error("Initrd {path} is for a kernel from a file; the embedded guest takes none")]
     InitrdForEmbedded {

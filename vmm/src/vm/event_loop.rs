@@ -26,6 +26,7 @@ use super::drives::Drives;
 use super::entropy::{self, EntropyService};
 use super::exit::ExitReason;
 use super::handle::Reply;
+use super::hotplug_worker::HotplugWorker;
 use super::mailbox::Mailbox;
 use super::metrics_file::MetricsFile;
 use super::poll::Poller;
@@ -89,6 +90,7 @@ struct Stopping {
 pub(super) struct Parts {
     pub(super) chassis: Chassis,
     pub(super) balloon: Option<BalloonWorker>,
+    pub(super) hotplug: Option<HotplugWorker>,
     pub(super) drives: Drives,
     pub(super) stdio: Stdio,
     pub(super) mailbox: Mailbox,
@@ -326,6 +328,9 @@ impl EventLoop {
         while self.parts.vcpu_events.try_recv().is_ok() {}
         if let Some(balloon) = &self.parts.balloon {
             balloon.reset();
+        }
+        if let Some(hotplug) = &self.parts.hotplug {
+            hotplug.reset();
         }
         self.parts.drives.reset();
         self.agent.reset();

@@ -54,6 +54,25 @@ pub enum VmRequest {
         /// Where it stands; `None` when it is unknown or forgotten.
         reply: Reply<Option<OperationStatus>>,
     },
+    /// Sets the size of hotplug memory that the guest is asked for and starts a resize operation that supersedes the one
+    /// under way.
+    RequestHotplug {
+        /// Absolute size.
+        size: PageCount,
+        /// When the operation ends as timed out; `None`: never.
+        deadline: Option<Duration>,
+        /// The operation as it began.
+        reply: Reply<OperationStatus>,
+    },
+    /// Hotplug memory as the device and the backing see it.
+    Hotplug(Reply<HotplugStatus>),
+    /// A resize operation of hotplug memory, if there has been one; as [`Self::Operation`].
+    HotplugOperation {
+        /// Which; `None`: the latest.
+        id: Option<u64>,
+        /// Where it stands.
+        reply: Reply<Option<OperationStatus>>,
+    },
     /// Runs a scenario in the guest.
     Exec {
         /// Its name.
@@ -105,9 +124,14 @@ impl VmRequest {
             | Self::FlushMetrics(reply)
             | Self::UpdateDrive { reply, .. }
             | Self::Exec { reply, .. } => reply.send(Err(error)).is_ok(),
-            Self::SetBalloonTarget { reply, .. } => reply.send(Err(error)).is_ok(),
+            Self::SetBalloonTarget { reply, .. } | Self::RequestHotplug { reply, .. } => {
+                reply.send(Err(error)).is_ok()
+            }
+            Self::Hotplug(reply) => reply.send(Err(error)).is_ok(),
             Self::Balloon(reply) => reply.send(Err(error)).is_ok(),
-            Self::Operation { reply, .. } => reply.send(Err(error)).is_ok(),
+            Self::Operation { reply, .. } | Self::HotplugOperation { reply, .. } => {
+                reply.send(Err(error)).is_ok()
+            }
             Self::Scenarios(reply) => reply.send(Err(error)).is_ok(),
             Self::PressPowerButton(reply) => reply.send(Err(error)).is_ok(),
             Self::Stop { reply, .. } => reply.send(Err(error)).is_ok(),
@@ -129,6 +153,8 @@ pub enum Change {
     Drive(api::Drive),
     /// The balloon.
     Balloon(api::BalloonConfig),
+    /// Hotplug memory.
+    Hotplug(api::MemoryHotplugConfig),
     /// The entropy device.
     Entropy(api::Entropy),
     /// Where and what to log.
@@ -217,6 +243,37 @@ pub struct BalloonStatus {
     pub truth: &'static str,
     /// Feature bits offered.
     pub offered_features: u64,
+    /// Feature bits acknowledged; `None` until the driver has negotiated.
+    pub acked_features: Option<u64>,
+    /// Whether the driver has set DRIVER_OK and the device needs no reset.
+    pub driver_ready: bool,
+    /// DEVICE_NEEDS_RESET is set.
+    pub needs_reset: bool,
+    /// Time since the driver's last kick.
+    pub last_kick: Option<Duration>,
+}
+
+/// Hotplug memory as the device and the backing see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HotplugStatus {
+    /// Guest-physical address of the region.
+    pub addr: u64,
+    /// Bytes of the region.
+    pub total_bytes: u64,
+    /// Bytes of a block.
+    pub block_bytes: u64,
+    /// Bytes of a memory slot.
+    pub slot_bytes: u64,
+    /// Bytes in which the guest may plug blocks now.
+    pub usable_bytes: u64,
+    /// What is plugged.
+    pub plugged: PageCount,
+    /// What the guest is asked for.
+    pub requested: PageCount,
+    /// Bytes that the backing's source of truth says the host holds for it now; `None`: unverified.
+    pub host_resident_bytes: Option<u64>,
+    /// Name of that source of truth.
+    pub truth: &'static str,
     /// Feature bits acknowledged; `None` until the driver has negotiated.
     pub acked_features: Option<u64>,
     /// Whether the driver has set DRIVER_OK and the device needs no reset.
@@ -336,6 +393,12 @@ pub enum VmError {
     /// The VM was configured without a balloon.
     #[error("This VM has no balloon")]
     NoBalloon,
+    /// The VM was configured without hotplug memory.
+    #[error("This VM has no hotplug memory; configure it before the start")]
+    NoHotplug,
+    /// The guest cannot be asked for so much hotplug memory.
+    #[error("{0}")]
+    HotplugSize(String),
     /// No drive has this id.
     #[error("This VM has no drive {id:?}; it has: {known}")]
     NoSuchDrive {

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use devices::transport::TransportCounters;
+use devices::mem::MemoryDevice;
+use devices::transport::{MmioTransport, TransportCounters};
 
 use super::chassis::Chassis;
 use super::handle::Metric;
@@ -94,6 +95,11 @@ pub(super) fn collect(chassis: &Chassis, agent: &Agent) -> Vec<Metric> {
             load(&board.unknown_mmio),
         ),
         plain(
+            "aerostat_hotplug_unplugged_accesses_total",
+            "Accesses of vCPUs to hotplug memory that is not plugged",
+            load(&board.unplugged),
+        ),
+        plain(
             "aerostat_serial_written_bytes_total",
             "Bytes that the guest wrote to the serial console",
             output.written(),
@@ -133,6 +139,10 @@ pub(super) fn collect(chassis: &Chassis, agent: &Agent) -> Vec<Metric> {
             ));
         }
     }
+    if let Some(hotplug) = &chassis.hotplug {
+        // Not while memory comes or goes: the event loop would wait for the host.
+        hotplug.window.lock_soon().inspect(|hotplug| hotplug_metrics(hotplug, &mut out));
+    }
     let console = chassis.console.lock();
     transport_counters("console", console.counters(), &mut out);
     for (event, value) in console.device().counters().named() {
@@ -144,4 +154,39 @@ pub(super) fn collect(chassis: &Chassis, agent: &Agent) -> Vec<Metric> {
         ));
     }
     out
+}
+
+fn hotplug_metrics(transport: &MmioTransport<MemoryDevice>, out: &mut Vec<Metric>) {
+    let device = transport.device();
+    out.extend([
+        gauge(
+            "aerostat_hotplug_region_bytes",
+            "Most hotplug memory that there can be",
+            device.region().bytes(),
+        ),
+        gauge(
+            "aerostat_hotplug_usable_bytes",
+            "Part of the region in which the guest may plug blocks",
+            device.usable_bytes(),
+        ),
+        gauge(
+            "aerostat_hotplug_requested_bytes",
+            "Hotplug memory that the guest is asked for",
+            device.requested().bytes(),
+        ),
+        gauge(
+            "aerostat_hotplug_plugged_bytes",
+            "Hotplug memory that is plugged",
+            device.plugged().bytes(),
+        ),
+    ]);
+    for (event, value) in device.counters().named() {
+        out.push(counter(
+            "aerostat_hotplug_events_total",
+            "Requests of the memory device's driver, answers, and rules that it broke",
+            format!("event=\"{event}\""),
+            value,
+        ));
+    }
+    transport_counters("mem", transport.counters(), out);
 }

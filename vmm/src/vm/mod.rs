@@ -13,10 +13,13 @@ mod entropy;
 pub(crate) mod event_loop;
 pub mod exit;
 pub mod handle;
+mod hotplug;
+mod hotplug_worker;
 mod hvc;
 mod mailbox;
 mod metrics;
 mod metrics_file;
+mod operations;
 pub(crate) mod poll;
 mod signals;
 mod slots;
@@ -39,6 +42,7 @@ use drives::Drives;
 use event_loop::{EventLoop, Parts};
 use exit::ExitReason;
 use handle::VmHandle;
+use hotplug_worker::HotplugWorker;
 pub use mailbox::{Letter, Mailbox};
 use metrics_file::MetricsFile;
 use stdio::Stdio;
@@ -124,6 +128,7 @@ pub struct NotStarted {
 struct Machinery {
     chassis: Chassis,
     balloon: Option<BalloonWorker>,
+    hotplug: Option<HotplugWorker>,
     drives: Drives,
     stdio: Stdio,
     metrics: Option<MetricsFile>,
@@ -152,6 +157,9 @@ impl Machinery {
         let balloon = chassis
             .start_balloon(config.balloon.unwrap_or_default().stall_after)
             .map_err(|source| StartError::host("Starting the balloon worker", source))?;
+        let hotplug = chassis
+            .start_hotplug(&config)
+            .map_err(|source| StartError::host("Starting the hotplug worker", source))?;
         let drives = chassis
             .start_drives()
             .map_err(|source| StartError::host("Starting a drive's worker", source))?;
@@ -165,12 +173,15 @@ impl Machinery {
         let com1 = (chassis.com1.clone(), drained);
         let stdio = Stdio::open(config.serial, config.console, com1, chassis.console.clone())
             .map_err(|source| StartError::host("Connecting the serial console", source))?;
-        Ok((Self { chassis, balloon, drives, stdio, metrics, vcpu_events, vcpu_wake }, before))
+        let machinery =
+            Self { chassis, balloon, hotplug, drives, stdio, metrics, vcpu_events, vcpu_wake };
+        Ok((machinery, before))
     }
 
     fn with(self, mailbox: Mailbox) -> Parts {
-        let Self { chassis, balloon, drives, stdio, metrics, vcpu_events, vcpu_wake } = self;
-        Parts { chassis, balloon, drives, stdio, mailbox, metrics, vcpu_events, vcpu_wake }
+        let Self { chassis, balloon, hotplug, drives, stdio, metrics, vcpu_events, vcpu_wake } =
+            self;
+        Parts { chassis, balloon, hotplug, drives, stdio, mailbox, metrics, vcpu_events, vcpu_wake }
     }
 }
 

@@ -13,7 +13,8 @@ use super::window::{MmioWindow, Place, Window};
 
 /// Where the guest of `config` will find its devices, before there are any: what [`Slots::places`] will be.
 pub(crate) fn planned_places(config: &VmConfig) -> impl Iterator<Item = Place> {
-    let optional = usize::from(config.balloon.is_some()) + usize::from(config.entropy.is_some());
+    let optional = [config.balloon.is_some(), config.entropy.is_some(), config.hotplug.is_some()];
+    let optional = optional.into_iter().filter(|is_there| *is_there).count();
     // There is always a console.
     let devices = optional + 1 + config.drives.len();
     (0..).map_while(Place::of_slot).take(devices)

@@ -44,7 +44,7 @@ fn target_is_reached_exactly_and_for_good() {
     assert_eq!(operation.observe(secs(500), seen(3)), ResizeState::Reached);
     operation.supersede(secs(501));
     assert_eq!((operation.state(), operation.actual()), (ResizeState::Reached, TARGET));
-    assert_eq!((operation.next_check(), operation.note()), (None, None));
+    assert_eq!((operation.next_check(), operation.note(StallNotes::BALLOON)), (None, None));
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn no_progress_for_the_stall_time_stalls_with_the_deficit() {
     assert_eq!(watch(&mut operation, secs(107), seen(400)), ResizeState::Stalled);
     assert_eq!(operation.deficit(), PageCount::new(600));
     assert_eq!((operation.since_progress(), operation.progressed_at()), (secs(5), secs(102)));
-    assert_eq!(operation.note(), Some("the guest gives no more memory"));
+    assert_eq!(operation.note(StallNotes::BALLOON), Some("the guest gives no more memory"));
     // Only the deadline is left to wait for.
     assert_eq!(operation.next_check(), Some(secs(160)));
 }
@@ -112,7 +112,7 @@ fn overshoot_is_not_the_target() {
     let mut operation = begin(seen(0));
     assert_eq!(operation.observe(secs(101), seen(1001)), ResizeState::Running);
     assert_eq!(watch(&mut operation, secs(107), seen(1001)), ResizeState::Stalled);
-    assert_eq!(operation.note(), Some("the guest takes no more memory back"));
+    assert_eq!(operation.note(StallNotes::BALLOON), Some("the guest takes no more memory back"));
     assert_eq!(operation.observe(secs(108), seen(1000)), ResizeState::Reached);
 }
 
@@ -133,7 +133,7 @@ fn time_in_pause_does_not_stall_but_meets_the_deadline() {
     let mut operation = begin(seen(0));
     watch(&mut operation, secs(103), seen(0));
     operation.observe(secs(103), paused(0));
-    assert_eq!(operation.note(), Some("VM is paused"));
+    assert_eq!(operation.note(StallNotes::BALLOON), Some("VM is paused"));
     assert_eq!(operation.next_check(), Some(secs(160)));
     assert_eq!(operation.observe(secs(150), paused(0)), ResizeState::Running);
     assert_eq!(operation.observe(secs(151), seen(0)), ResizeState::Running);
@@ -164,12 +164,12 @@ fn new_target_supersedes_at_that_moment() {
 #[test]
 fn missing_driver_is_said_and_stalls() {
     let mut operation = begin(without_driver(0));
-    assert_eq!(operation.note(), Some("driver missing"));
+    assert_eq!(operation.note(StallNotes::BALLOON), Some("driver missing"));
     assert_eq!(watch(&mut operation, secs(105), without_driver(0)), ResizeState::Stalled);
-    assert_eq!(operation.note(), Some("driver missing"));
+    assert_eq!(operation.note(StallNotes::BALLOON), Some("driver missing"));
     let broken = Observation { driver: DriverState::NeedsReset, ..seen(0) };
     operation.observe(secs(106), broken);
-    assert_eq!(operation.note(), Some("device needs a reset"));
+    assert_eq!(operation.note(StallNotes::BALLOON), Some("device needs a reset"));
 }
 
 #[test]

@@ -233,3 +233,29 @@ proptest! {
         prop_assert!(rig.transport.is_running());
     }
 }
+
+#[test]
+fn frames_of_unplugged_blocks_are_refused_by_name_and_plugged_ones_released() {
+    use crate::mem::{BlockMemory, MemRegion};
+    use crate::testing::{BalloonMachine, HotplugRam, TestBlocks};
+
+    const BLOCK: u64 = 64 << 10;
+    let region = MemRegion::new(1 << 32, 4 * BLOCK, BLOCK).unwrap();
+    let ram = Arc::new(HotplugRam::new(4 << 20, region));
+    let first = Pfn::containing(1 << 32);
+    let block = PfnRange::from_start(first, PageCount::new(16)).unwrap();
+    TestBlocks(ram.clone()).plug(block).unwrap();
+    let mut machine = BalloonMachine::new(ram.clone(), BalloonOptions::default());
+    // In RAM, in the plugged block, in the next one, above the region.
+    machine.inflate(&[600, (1 << 20) + 15, (1 << 20) + 16, (1 << 20) + 64]);
+    let counters = machine.balloon().counters();
+    assert_eq!(counters.inflate.fault("pfn_unplugged"), 1);
+    assert_eq!(counters.inflate.fault("pfn_above_ram"), 1);
+    assert_eq!((counters.inflated_pages, counters.released_pages), (2, 2));
+    let released: Vec<u64> = ram.discards().iter().map(|run| run.start().number()).collect();
+    assert_eq!(released, [600, (1 << 20) + 15]);
+    // Gone between: a frame that was inflated is not known any more, and harms nobody.
+    TestBlocks(ram.clone()).unplug(&[block]).unwrap();
+    machine.deflate(&[(1 << 20) + 15]);
+    assert_eq!(machine.balloon().counters().deflate.fault("pfn_unplugged"), 1);
+}

@@ -40,6 +40,8 @@ pub(super) struct Boot {
     pub(super) options: Options<'static>,
     /// RAM.
     pub(super) ram: RamMap,
+    /// RAM that is kept out of it, not mapped: `spare=`.
+    pub(super) spare: Option<PfnRange>,
     /// CPUs, by the firmware's tables or the command line.
     pub(super) cpus: ApicIds,
     reserved: [PfnRange; MAX_RESERVED],
@@ -83,7 +85,7 @@ pub(super) fn boot(start_info_gpa: u64) -> Boot {
     let cmdline = read_cmdline(info.cmdline);
     let entries = u64::from(info.map_entries).min(MAX_ENTRIES as u64);
     let map = paging::loader_bytes(info.map, entries * MAP_ENTRY_BYTES as u64).unwrap_or(&[]);
-    let ram = RamMap::new(EntryIter(map));
+    let mut ram = RamMap::new(EntryIter(map));
     let image = ram.containing(Pfn::containing(IMAGE_GPA));
     assert!(
         image.is_some_and(|range| range.end().gpa() >= IMAGE_REGION_END),
@@ -93,9 +95,17 @@ pub(super) fn boot(start_info_gpa: u64) -> Boot {
     let empty = PfnRange::new(empty, empty)
         .unwrap_or_else(|| unreachable!("an empty range is none inverted"));
     let options = Options::parse(cmdline);
+    let spare = set_aside(&mut ram, &options);
     let cpus = firmware::find_cpus(&LinkTimeMap, info.rsdp, options.cpus);
-    let mut boot =
-        Boot { cmdline, options, ram, cpus, reserved: [empty; MAX_RESERVED], reserved_len: 0 };
+    let mut boot = Boot {
+        cmdline,
+        options,
+        ram,
+        spare,
+        cpus,
+        reserved: [empty; MAX_RESERVED],
+        reserved_len: 0,
+    };
     super::log::set_level(boot.options.log_level);
     super::log::banner(boot.ram.pages());
     reserve_modules(&mut boot, &info);
@@ -131,6 +141,18 @@ impl Boot {
     pub(super) fn limit(&self) -> Pfn {
         self.ram.ranges().last().map_or(Pfn::ZERO, |range| range.end())
     }
+}
+
+/// Takes what `spare=` asks for out of RAM. Modules must not lie there: who asks for it loads none.
+fn set_aside(ram: &mut RamMap, options: &Options<'_>) -> Option<PfnRange> {
+    if options.spare == 0 {
+        return None;
+    }
+    let spare = ram.set_aside(PageCount::new(options.spare.div_ceil(abi::PAGE_SIZE)));
+    if spare.is_none() {
+        warning!("no range of RAM has {} bytes to spare", options.spare);
+    }
+    spare
 }
 
 /// What [`paging::loader_bytes`] reaches.

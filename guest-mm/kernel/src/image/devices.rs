@@ -5,13 +5,14 @@
 use core::error::Error;
 use core::fmt;
 
-use abi::virtio::{VIRTIO_ID_BALLOON, VIRTIO_ID_CONSOLE, VIRTIO_ID_RNG};
+use abi::virtio::{VIRTIO_ID_BALLOON, VIRTIO_ID_CONSOLE, VIRTIO_ID_MEM, VIRTIO_ID_RNG};
 use guest_kernel::cmdline::Options;
 use guest_kernel::layout::FIRST_VECTOR;
 use guest_kernel::memory_map::{RamMap, outer_pages};
 use guest_mm::balloon::{self, BalloonDriver};
 use guest_mm::console::ConsoleDriver;
 use guest_mm::entropy::EntropyDriver;
+use guest_mm::hotplug::{self, HotplugDriver};
 use guest_mm::store::PfnStore;
 use guest_mm::virtio::discovery::{self, MmioWindow};
 use guest_mm::virtio::{MmioDevice, ProbeError};
@@ -34,7 +35,7 @@ pub(super) struct Served<D> {
 }
 
 impl<D> Served<D> {
-    const fn new(driver: D, vector: u8) -> Self {
+    pub(super) const fn new(driver: D, vector: u8) -> Self {
         Self { driver, vector, seen: 0 }
     }
 
@@ -98,6 +99,7 @@ impl<S: PfnStore + Sync> Kernel<'_, S> {
             VIRTIO_ID_BALLOON => !self.balloon.exists(),
             VIRTIO_ID_CONSOLE => self.console.is_none(),
             VIRTIO_ID_RNG => self.entropy.is_none(),
+            VIRTIO_ID_MEM => self.hotplug.is_none(),
             _ => false,
         }
     }
@@ -118,9 +120,7 @@ impl<S: PfnStore + Sync> Kernel<'_, S> {
                 };
                 let driver = BalloonDriver::start(self.memory, self.store, bus, options);
                 let driver = driver.map_err(Failure::Balloon)?;
-                if self.balloon.install(Served::new(driver, vector)) {
-                    self.mm.set_oom_notifier(Some(self.balloon));
-                }
+                self.balloon.install(self.mm, driver, vector);
             }
             VIRTIO_ID_CONSOLE => {
                 let driver = ConsoleDriver::start(bus, self.memory).map_err(Failure::Console)?;
@@ -129,6 +129,11 @@ impl<S: PfnStore + Sync> Kernel<'_, S> {
             VIRTIO_ID_RNG => {
                 let driver = EntropyDriver::start(bus, self.memory).map_err(Failure::Entropy)?;
                 self.entropy = Some(Served::new(driver, vector));
+            }
+            VIRTIO_ID_MEM => {
+                let driver = HotplugDriver::start(self.mm, bus, hotplug::HotplugOptions::default());
+                let driver = driver.map_err(Failure::Hotplug)?;
+                self.hotplug = Some(Served::new(driver, vector));
             }
             _ => {}
         }
@@ -141,6 +146,7 @@ enum Failure {
     Balloon(balloon::BalloonError),
     Console(guest_mm::console::ConsoleError),
     Entropy(guest_mm::entropy::EntropyError),
+    Hotplug(hotplug::DriverError),
 }
 
 impl fmt::Display for Failure {
@@ -149,6 +155,7 @@ impl fmt::Display for Failure {
             Self::Balloon(error) => error,
             Self::Console(error) => error,
             Self::Entropy(error) => error,
+            Self::Hotplug(error) => error,
         };
         Causes(error).fmt(f)
     }

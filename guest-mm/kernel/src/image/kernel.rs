@@ -10,6 +10,7 @@ use guest_kernel::scenario::{self, Call};
 use guest_mm::balloon::Wake;
 use guest_mm::console::{AgentState, ConsoleDriver};
 use guest_mm::entropy::EntropyDriver;
+use guest_mm::hotplug::HotplugDriver;
 use guest_mm::memory::Memory;
 use guest_mm::mm::Mm;
 use guest_mm::store::PfnStore;
@@ -68,6 +69,8 @@ pub(super) struct Kernel<'m, S> {
     pub(super) console: Option<Served<ConsoleDriver<Window>>>,
     /// The entropy source's driver.
     pub(super) entropy: Option<Served<EntropyDriver<Window>>>,
+    /// The memory device's driver.
+    pub(super) hotplug: Option<Served<HotplugDriver<'m, 'm, Machine, Window>>>,
     reader: LineReader,
     pending: Pending,
     out: Out,
@@ -92,6 +95,7 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
             balloon,
             console: None,
             entropy: None,
+            hotplug: None,
             reader: LineReader::new(),
             pending: Pending { line: [0; MAX_LINE_BYTES], len: 0 },
             out: Out { bytes: [0; OUT_BYTES], len: 0 },
@@ -104,7 +108,7 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
     /// Serves every device once; returns when it wants to be called again.
     pub(super) fn serve(&mut self) -> Wake {
         irq::take_work();
-        let mut wake = self.balloon.serve();
+        let mut wake = self.balloon.serve(self.mm).earlier(self.serve_hotplug());
         self.serve_console();
         if let Some(entropy) = &mut self.entropy
             && entropy.fired()
@@ -115,11 +119,24 @@ impl<'m, S: PfnStore> Kernel<'m, S> {
         if self.mm.kswapd_poll() {
             wake = Wake::Now;
         }
+        // The compaction thread, likewise: after reclaim, which makes the room that it needs.
+        if self.mm.kcompactd_poll() {
+            wake = Wake::Now;
+        }
         if wake != Wake::Now {
             // About to sleep: what waits for readers need not wait for the next writer too.
             self.mm.base().poll_rcu();
         }
         wake
+    }
+
+    /// Serves the memory device.
+    fn serve_hotplug(&mut self) -> Wake {
+        let Some(hotplug) = &mut self.hotplug else { return Wake::OnInterrupt };
+        if hotplug.fired() {
+            hotplug.driver.interrupt();
+        }
+        hotplug.driver.poll()
     }
 
     /// Serves the console; one that fails is given up.

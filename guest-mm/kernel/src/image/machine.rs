@@ -1,5 +1,6 @@
 //! The machine as the memory manager's scenarios see it.
 
+use abi::PfnRange;
 use guest_mm::addr::VirtAddr;
 use guest_mm::balloon::Wake;
 use guest_mm::errno::Errno;
@@ -39,6 +40,10 @@ impl scenario::Machine for Machine {
                 RunError::TooMany => Errno::EINVAL,
             },
         )
+    }
+
+    fn spare(&self) -> Option<PfnRange> {
+        self.spare_ram()
     }
 
     fn yield_now(&self) {

@@ -48,7 +48,7 @@ extern "C" fn kernel_main(start_info_gpa: u64) -> ! {
     let source = time::init();
     let mut boot = boot::boot(start_info_gpa);
     debug!("TSC {} Hz by {source:?}", time::rate().hz());
-    let machine = Machine::new(boot.limit());
+    let machine = Machine::new(boot.limit(), boot.spare);
     let range = PfnRange::new(Pfn::ZERO, boot.limit())
         .unwrap_or_else(|| unreachable!("0 is below any limit"));
     let bitmap = match boot.options.balloon_store {

@@ -3,15 +3,16 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::{Pfn, PfnRange};
-use guest_kernel::direct_map::{DirectMap, ENTRIES, OutOfTables, TableMemory, entry};
+use guest_kernel::direct_map::{self, DirectMap, ENTRIES, OutOfTables, TableMemory, entry};
 use guest_kernel::layout::{
     ARENA_END_GPA, ARENA_GPA, BootTable, DEVICE_WINDOW_COUNT, DEVICE_WINDOWS, DIRECT_MAP,
     DIRECT_MAP_LIMIT, IDT_PAGE, IMAGE_GPA, IMAGE_REGION_END, KERNEL_BASE, LARGE_PAGE, NUCLEUS,
     PAGE, PRIVATE_PAGES, word,
 };
 use guest_kernel::memory_map::RamMap;
+use guest_mm::platform::MapError;
 
-use super::gate;
+use super::{gate, irq};
 
 unsafe extern "C" {
     static image_text_start: u8;
@@ -85,6 +86,43 @@ impl TableMemory for Tables {
         // SAFETY: as in `read`; the MMU is the only other reader.
         unsafe { Self::slot(table, index).write_volatile(value) };
     }
+
+    fn fill(&mut self, table: u64, entries: &dyn Fn(usize) -> u64) {
+        let directory = BootTable::PdDevices.gpa();
+        let window = DEVICE_WINDOWS + TABLE_WINDOW as u64 * LARGE_PAGE;
+        let first = table & !(LARGE_PAGE - 1);
+        // Masked: the translation is dropped on the CPU that used it.
+        let was_masked = irq::mask();
+        self.write(directory, TABLE_WINDOW, first | entry::DATA | entry::LARGE);
+        let page: *mut u64 = core::ptr::with_exposed_provenance_mut(word(window + (table - first)));
+        for index in 0..ENTRIES {
+            // SAFETY: one of the 512 entries of a page that the window shows.
+            let slot = unsafe { page.add(index) };
+            // SAFETY: as above; it is the caller's, and nobody walks it yet.
+            unsafe { slot.write_volatile(entries(index)) };
+        }
+        self.write(directory, TABLE_WINDOW, 0);
+        gate::invlpg(window);
+        irq::restore(was_masked);
+    }
+}
+
+/// The window through which a page that is not mapped yet becomes a table.
+const TABLE_WINDOW: usize = DEVICE_WINDOW_COUNT - 1;
+
+/// The directory pointer table of the direct map.
+fn direct_pdpt() -> u64 {
+    Tables.read(BootTable::Pml4.gpa(), DIRECT_MAP_SLOT) & entry::ADDRESS
+}
+
+/// Makes a block that came after the start part of the direct map; one caller at a time.
+pub(super) fn map_block(block: PfnRange, table: Pfn) -> Result<(), MapError> {
+    direct_map::map_block(&mut Tables, direct_pdpt(), block, table)
+}
+
+/// Undoes [`map_block`]; the caller has every CPU drop its translations.
+pub(super) fn unmap_block(block: PfnRange, table: Pfn, heir: Option<Pfn>) {
+    direct_map::unmap_block(&mut Tables, direct_pdpt(), block, table, heir);
 }
 
 /// Sets up the final tables. Returns the RAM that the image and they use, and what part of RAM could not be mapped.
@@ -192,7 +230,7 @@ pub(super) fn map_device(gpa: u64, bytes: u64) -> Option<u64> {
         return None;
     }
     let directory = BootTable::PdDevices.gpa();
-    for index in 0..DEVICE_WINDOW_COUNT {
+    for index in 0..TABLE_WINDOW {
         let found = Tables.read(directory, index);
         if found == 0 {
             Tables.write(directory, index, first | entry::DEVICE);

@@ -3,8 +3,8 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use abi::Pfn;
-use guest_mm::platform::{CpuSet, Platform, TlbFlush};
+use abi::{Pfn, PfnRange};
+use guest_mm::platform::{CpuSet, MapError, Platform, TlbFlush, WaitKey};
 
 use super::{irq, paging, smp, time};
 
@@ -13,18 +13,25 @@ static FRAME_LIMIT: AtomicU64 = AtomicU64::new(0);
 
 /// This virtual machine.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Machine;
+pub(super) struct Machine {
+    spare: Option<PfnRange>,
+}
 
 impl Machine {
     /// The machine, once the direct map covers RAM up to `limit`.
-    pub(super) fn new(limit: Pfn) -> Self {
+    pub(super) fn new(limit: Pfn, spare: Option<PfnRange>) -> Self {
         FRAME_LIMIT.store(limit.number(), Ordering::Relaxed);
-        Self
+        Self { spare }
+    }
+
+    /// RAM that the boot map does not name to the memory manager.
+    pub(super) fn spare_ram(&self) -> Option<PfnRange> {
+        self.spare
     }
 }
 
-// SAFETY: `frame_ptr` answers with the direct map, which maps every frame of RAM for good; a frame in a hole of the map
-// faults, which is a panic, as promised.
+// SAFETY: `frame_ptr` answers with the direct map, which maps every frame of RAM: of the boot map for good, of a block as
+// long as it is mapped. A frame in a hole of the map faults, which is a panic, as promised.
 unsafe impl Platform for Machine {
     fn frame_ptr(&self, pfn: Pfn) -> NonNull<u8> {
         assert!(pfn.number() < FRAME_LIMIT.load(Ordering::Relaxed), "{pfn} is no frame of RAM");
@@ -58,6 +65,14 @@ unsafe impl Platform for Machine {
         smp::relax();
     }
 
+    fn wait_until(&self, key: WaitKey, is_over: &dyn Fn() -> bool) {
+        smp::wait_until(key, is_over);
+    }
+
+    fn wake(&self, first: WaitKey, count: u64) {
+        smp::wake(first, count);
+    }
+
     fn kick(&self, cpus: CpuSet) {
         cpus.iter().for_each(smp::kick);
     }
@@ -68,6 +83,18 @@ unsafe impl Platform for Machine {
 
     fn load_root(&self, root: Option<Pfn>) {
         smp::load_root(root);
+    }
+
+    fn map_block(&self, block: PfnRange, table: Pfn) -> Result<(), MapError> {
+        paging::map_block(block, table)?;
+        FRAME_LIMIT.fetch_max(block.end().number(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    unsafe fn unmap_block(&self, block: PfnRange, table: Pfn, heir: Option<Pfn>) {
+        paging::unmap_block(block, table, heir);
+        // The direct map is in every root, so every CPU may have translations of it.
+        smp::flush_tlb(smp::online(), TlbFlush::All);
     }
 
     fn flush_tlb(&self, _root: Pfn, cpus: CpuSet, what: TlbFlush) {

@@ -1,73 +1,91 @@
-//! The balloon's driver, for the main loop and for whoever is out of memory.
+//! The balloon's driver, for the main loop, for whoever is out of memory and for migration.
 
-use guest_mm::balloon::{BalloonDriver, BalloonStatus, Wake};
-use guest_mm::platform::Platform;
-use guest_mm::reclaim::OomNotifier;
+use guest_mm::balloon::{self, BalloonDriver, BalloonPhase, BalloonStatus, Wake};
+use guest_mm::memdesc::Kind;
+use guest_mm::mm::Mm;
 use guest_mm::store::PfnStore;
 use guest_mm::sync::{LockClass, SpinLock};
 
 use super::devices::Served;
+use super::log::error;
 use super::platform::Machine;
 use super::window::Window;
 
-/// How long somebody who is out of memory waits for the device.
-const OOM_PATIENCE_NS: u64 = 1_000_000_000;
+/// What others than the main loop reach the driver by.
+pub(super) type Shared<'m, S> = balloon::SharedBalloon<'m, Machine, Window, S>;
 
-type Driver<'m, S> = Served<BalloonDriver<'m, Machine, Window, S>>;
-
-/// The driver, if there is one, behind a lock.
+/// The driver, if there is one, and its interrupts.
 pub(super) struct SharedBalloon<'m, S> {
     machine: &'m Machine,
-    served: SpinLock<Option<Driver<'m, S>>>,
+    shared: Shared<'m, S>,
+    /// The line of the device, as long as the driver moves pages and is asked when memory is out.
+    line: SpinLock<Option<Served<()>>>,
 }
-
-// SAFETY: the driver is touched below the lock only. What it points to, device windows
-// and pages lent to the device, every CPU reaches at the same addresses; the store is shared.
-unsafe impl<S: PfnStore + Sync> Sync for SharedBalloon<'_, S> {}
 
 impl<'m, S: PfnStore> SharedBalloon<'m, S> {
     /// None yet.
-    pub(super) const fn new(machine: &'m Machine) -> Self {
-        Self { machine, served: SpinLock::new(LockClass::Balloon, None) }
+    pub(super) fn new(machine: &'m Machine) -> Self {
+        let shared = Shared::new(machine, balloon::Patience::default());
+        Self { machine, shared, line: SpinLock::new(LockClass::Queue, None) }
     }
 
     /// Whether there is a driver.
     pub(super) fn exists(&self) -> bool {
-        self.served.lock(self.machine).is_some()
+        self.shared.status().is_some()
     }
 
-    /// Keeps a driver that was started. Returns whether it may deflate for an allocation.
-    pub(super) fn install(&self, served: Driver<'m, S>) -> bool {
-        let may_deflate = served.driver.may_deflate_on_oom();
-        *self.served.lock(self.machine) = Some(served);
-        may_deflate
+    /// Keeps a driver that was started, which from now on moves its pages, and
+    /// gives them to allocations that have nothing else if it may.
+    pub(super) fn install(
+        &'m self,
+        mm: &Mm<'m, Machine>,
+        driver: BalloonDriver<'m, Machine, Window, S>,
+        vector: u8,
+    ) {
+        let may_deflate = driver.may_deflate_on_oom();
+        self.shared.install(driver);
+        *self.line.lock(self.machine) = Some(Served::new((), vector));
+        if let Err(error) = mm.set_movable_ops(Kind::Offline, &self.shared) {
+            error!("balloon: pages will not move: {error}");
+        }
+        if may_deflate {
+            mm.set_oom_notifier(Some(&self.shared));
+        }
     }
 
     /// Serves the device; returns when it wants to be served again.
-    pub(super) fn serve(&self) -> Wake {
-        let mut served = self.served.lock(self.machine);
-        let Some(balloon) = &mut *served else { return Wake::OnInterrupt };
-        if balloon.fired() {
-            balloon.driver.interrupt();
+    pub(super) fn serve(&self, mm: &Mm<'m, Machine>) -> Wake {
+        let fired = self.line.lock(self.machine).as_mut().is_some_and(Served::fired);
+        let wake = self.shared.serve(fired);
+        if self.has_ended() {
+            self.withdraw(mm);
         }
-        balloon.driver.poll()
+        wake
+    }
+
+    /// Whether the driver has given up, with what its pages are.
+    fn has_ended(&self) -> bool {
+        self.status().is_some_and(|status| match status.phase {
+            BalloonPhase::Down | BalloonPhase::Failed => true,
+            BalloonPhase::Running
+            | BalloonPhase::Degraded
+            | BalloonPhase::Resetting
+            | BalloonPhase::Draining => false,
+        })
+    }
+
+    /// Nobody is moved any more by a driver that has ended, and nobody asks it for memory.
+    fn withdraw(&self, mm: &Mm<'m, Machine>) {
+        let is_registered = self.line.lock(self.machine).is_some();
+        // While pages are isolated it is too early: the next time.
+        if is_registered && mm.clear_movable_ops(Kind::Offline).is_ok() {
+            mm.set_oom_notifier(None);
+            *self.line.lock(self.machine) = None;
+        }
     }
 
     /// Where the driver stands.
     pub(super) fn status(&self) -> Option<BalloonStatus> {
-        self.served.lock(self.machine).as_ref().map(|balloon| balloon.driver.status())
-    }
-}
-
-impl<S: PfnStore + Sync> OomNotifier for SharedBalloon<'_, S> {
-    fn out_of_memory(&self) -> u64 {
-        let mut served = self.served.lock(self.machine);
-        let Some(balloon) = &mut *served else { return 0 };
-        let deadline = self.machine.now_ns().saturating_add(OOM_PATIENCE_NS);
-        let mut wait = || {
-            self.machine.relax();
-            self.machine.now_ns() < deadline
-        };
-        balloon.driver.deflate_on_oom(&mut wait).get()
+        self.shared.status()
     }
 }

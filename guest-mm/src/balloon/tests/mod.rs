@@ -2,6 +2,7 @@
 
 mod faults;
 pub(crate) mod map_store;
+mod migrate;
 mod moves;
 mod oom;
 mod resets;
@@ -185,7 +186,7 @@ impl Rig<'_> {
                 match word.hold {
                     Hold::Parked => assert_eq!(stored.state, BlockState::InFlight),
                     Hold::Movable | Hold::Isolated => assert_eq!(stored.state, BlockState::Settled),
-                    Hold::Held => panic!("a block is held between two polls"),
+                    Hold::Held | Hold::Doomed => panic!("a block is held between two polls"),
                 }
             }
         }

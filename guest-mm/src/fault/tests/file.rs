@@ -115,6 +115,35 @@ fn pages_beyond_the_end_are_bus_errors() {
     end(world, file);
 }
 
+/// Regression: fault-around looked again and again at a frozen neighbour, below the lock
+/// of its table: masked, so that whoever had it frozen could not get on if he was a
+/// thread of the same CPU.
+#[test]
+fn a_read_passes_over_a_neighbour_that_is_frozen() {
+    let world = World::new();
+    let file = file_of(&world, 2);
+    let at = map(&world, &file, 2, MapFlags::PRIVATE);
+    let neighbour = world.mm.find_get_folio(&file, 1).unwrap();
+    let frozen = neighbour.freeze(2).unwrap();
+    let mut patience = 2000;
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            testing::set_cpu(1);
+            world.load(at)
+        });
+        while !reader.is_finished() && patience > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            patience -= 1;
+        }
+        // The reader comes to an end either way.
+        world.mm.put(frozen.unfreeze(2));
+        assert_eq!(reader.join().unwrap(), Ok(1));
+    });
+    assert!(patience > 0, "the reader waited for the frozen folio");
+    assert_eq!(world.load(at + PAGE_SIZE), Ok(2));
+    end(world, file);
+}
+
 #[test]
 fn a_read_maps_what_is_cached_around_it() {
     let world = World::new();

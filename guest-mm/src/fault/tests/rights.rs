@@ -5,6 +5,7 @@ use abi::Pfn;
 use super::*;
 use crate::fault::DeviceFaults;
 use crate::pgtable::{DevOffset, Leaf, Marker, Softleaf};
+use crate::platform::{Platform, WaitKey};
 use crate::space::Vma;
 
 fn put(world: &World, at: u64, entry: Entry) {
@@ -108,6 +109,7 @@ fn a_migrating_page_is_waited_for() {
         drop(world.space().write());
         assert!(!faulter.is_finished());
         put(&world, at, present);
+        world.platform().wake(WaitKey::frame(pfn), 1);
         assert_eq!(faulter.join().unwrap(), Ok(6));
     });
     assert_eq!(world.event(FaultEvent::Retry), 1, "one wait, no spinning");

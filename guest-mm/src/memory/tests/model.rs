@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::assert_consistent;
 use crate::buddy::Gfp;
-use crate::memdesc::{DriverId, Kind, MigrateType, Order};
-use crate::memory::{FrozenFrames, Memory};
+use crate::memdesc::{DriverId, Kind, Order};
+use crate::memory::{FrozenFrames, IsolatedRange, Memory};
 use crate::platform::FaultSite;
 use crate::testing::{TestPlatform, memory_of, range, set_cpu};
 
@@ -52,7 +52,7 @@ struct Model {
     reported: BTreeSet<u64>,
     held: Vec<FrozenFrames>,
     offline: BTreeMap<u64, u64>,
-    isolated: Option<Pfn>,
+    isolated: Option<IsolatedRange>,
 }
 
 fn gfp(choice: u8) -> Gfp {
@@ -112,14 +112,13 @@ impl Model {
             Op::Deflate(index) => self.deflate(index),
             Op::Isolate(block) => {
                 if self.isolated.is_none() {
-                    let pfn = Pfn::new(block * 512).unwrap();
-                    self.memory.isolate_pageblock(pfn).unwrap();
-                    self.isolated = Some(pfn);
+                    // Outside RAM: refused.
+                    self.isolated = self.memory.isolate_range(range(block * 512 + 100, 1)).ok();
                 }
             }
             Op::Unisolate => {
-                if let Some(pfn) = self.isolated.take() {
-                    self.memory.set_pageblock(pfn, MigrateType::Movable).unwrap();
+                if let Some(isolated) = self.isolated.take() {
+                    self.memory.unisolate_range(isolated);
                 }
             }
             Op::Drain => self.memory.drain(),
@@ -157,7 +156,8 @@ impl Model {
     }
 
     fn is_isolated(&self, pfn: u64) -> bool {
-        self.isolated.is_some_and(|block| pfn >> 9 == block.number() >> 9)
+        let isolated = self.isolated.as_ref().map(IsolatedRange::pageblocks);
+        isolated.is_some_and(|blocks| blocks.contains(Pfn::new(pfn).unwrap()))
     }
 
     /// Whether an aligned run of free pages of this order exists.

@@ -68,6 +68,49 @@ fn only_a_movable_block_can_be_isolated_and_only_once() {
 }
 
 #[test]
+fn an_isolated_block_is_cut_to_a_page_and_the_rest_is_its_drivers() {
+    let memory = memory(4096);
+    let pfn = parked(&memory, 2);
+    assert_eq!(memory.split_isolated(pfn, BALLOON), Err(ClaimError::Held));
+    memory.set_movable(pfn, BALLOON).unwrap();
+    assert_eq!(memory.split_isolated(pfn, BALLOON), Err(ClaimError::Movable));
+    let _whole = memory.isolate(pfn, BALLOON).unwrap();
+    let pieces = [2, 1].map(|pages| pfn.checked_add(abi::PageCount::new(pages)).unwrap());
+    for piece in pieces {
+        assert_eq!(memory.split_isolated(pfn, BALLOON), Ok(piece));
+        assert_consistent(&memory);
+    }
+    assert_eq!(memory.split_isolated(pfn, BALLOON), Err(ClaimError::Held), "a single page");
+    let census = memory.census();
+    assert_eq!(census.offline_pages(BALLOON, Hold::Isolated).get(), 1);
+    assert_eq!(census.offline_pages(BALLOON, Hold::Parked).get(), 3);
+    memory.park_isolated(pfn, BALLOON).unwrap();
+    assert_eq!(memory.park_isolated(pfn, BALLOON), Err(ClaimError::Held));
+    for pfn in [pfn].into_iter().chain(pieces) {
+        deflate(&memory, pfn);
+    }
+    assert_eq!(memory.free_pages(), memory.managed_pages());
+}
+
+#[test]
+fn a_destination_remembers_that_it_was_taken_whatever_became_of_it() {
+    let memory = memory(4096);
+    let frames = memory.alloc_frozen(Order::ZERO, Gfp::KERNEL).unwrap();
+    let transit = memory.put_in_transit(frames).unwrap();
+    let pfn = memory.adopt_offline(&transit, BALLOON).unwrap();
+    memory.disown_offline(&transit, BALLOON).unwrap();
+    assert!(!transit.is_taken());
+    memory.adopt_offline(&transit, BALLOON).unwrap();
+    assert!(transit.is_taken() && !memory.is_in_transit(&transit));
+    // It moves on, is freed, and becomes a destination again: somebody else's.
+    memory.set_movable(pfn, BALLOON).unwrap();
+    let frames = memory.retire(memory.isolate(pfn, BALLOON).unwrap()).unwrap();
+    let again = memory.put_in_transit(frames).unwrap();
+    assert!(memory.is_in_transit(&transit) && transit.is_taken() && !again.is_taken());
+    memory.free_frozen(memory.take_out_of_transit(again).unwrap());
+}
+
+#[test]
 fn the_owner_cannot_free_an_isolated_block() {
     let memory = memory(4096);
     let pfn = parked(&memory, 0);

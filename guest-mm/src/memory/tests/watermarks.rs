@@ -7,7 +7,7 @@ use crate::buddy::Gfp;
 use crate::memdesc::{MigrateType, Order};
 use crate::memory::{FrozenFrames, Memory};
 use crate::platform::FaultSite;
-use crate::testing::{TestPlatform, memory};
+use crate::testing::{TestPlatform, memory, range};
 
 fn take_all(memory: &Memory<TestPlatform>, largest: Order, gfp: Gfp) -> Vec<FrozenFrames> {
     let mut blocks = Vec::new();
@@ -128,13 +128,13 @@ fn an_isolated_pageblock_keeps_what_is_freed_in_it() {
     // Its other pageblock is not isolated: the free must tell them apart.
     let inside = memory.alloc_frozen(Order::MAX, Gfp::USER).unwrap();
     let block = inside.head();
-    memory.isolate_pageblock(block).unwrap();
+    let isolated = memory.isolate_range(range(block.number(), 512)).unwrap();
     memory.free_frozen(inside);
     let held = take_all(&memory, Order::MAX, Gfp::USER | Gfp::MEMALLOC);
     assert_eq!(memory.free_pages().get(), 512);
     assert!(held.iter().all(|frames| frames.head().number() >> 9 != block.number() >> 9));
     assert_consistent(&memory);
-    memory.set_pageblock(block, MigrateType::Movable).unwrap();
+    memory.unisolate_range(isolated);
     held.into_iter().for_each(|frames| memory.free_frozen(frames));
     assert_eq!(memory.free_pages(), memory.managed_pages());
     assert_consistent(&memory);

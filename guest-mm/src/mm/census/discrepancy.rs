@@ -10,6 +10,7 @@ use crate::pgtable::TableDiscrepancy;
 use crate::rmap::RmapDiscrepancy;
 use crate::space::SpaceDiscrepancy;
 use crate::swap::SwapDiscrepancy;
+use crate::zsmalloc::ZsDiscrepancy;
 
 /// One thing that does not agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,10 +175,26 @@ pub enum MmDiscrepancy {
         /// Leaves.
         leaves: u64,
     },
+    /// Pools of compressed pages.
+    Zs(ZsDiscrepancy),
+    /// Pages of kind zpdesc are not those of the pools.
+    ZsPages {
+        /// Pages of all pools.
+        pools: u64,
+        /// Pages by their words.
+        words: u64,
+    },
     /// Frames of page tables are not those that were made and not freed.
     TableFrames {
         /// Made and not freed.
         counted: u64,
+        /// By their words.
+        found: u64,
+    },
+    /// Blocks whose words say that migration has them are not as many as it has.
+    Isolated {
+        /// Entries of its batches.
+        entries: u64,
         /// By their words.
         found: u64,
     },
@@ -251,8 +268,15 @@ impl fmt::Display for MmDiscrepancy {
             Self::SwapLeaves { counted, leaves } => {
                 write!(f, "swap slots count {counted} leaves, there are {leaves}")
             }
+            Self::Zs(found) => found.fmt(f),
+            Self::ZsPages { pools, words } => {
+                write!(f, "zsmalloc's pools have {pools} pages, words say {words}")
+            }
             Self::TableFrames { counted, found } => {
                 write!(f, "{counted} page tables were made and not freed, {found} are there")
+            }
+            Self::Isolated { entries, found } => {
+                write!(f, "migration has {entries} blocks isolated, {found} words say so")
             }
             Self::LostTables { counted, reached } => {
                 write!(f, "{counted} page tables were made and not freed, {reached} are reached")

@@ -24,9 +24,11 @@ use abi::Pfn;
 use super::Mm;
 use crate::census::{BalloonClaim, Census, CensusScope};
 use crate::memdesc::Kind;
+use crate::migrate::MovableKind;
 use crate::platform::Platform;
 use crate::slab::KmemCache;
 use crate::swap::SwapCensus;
+use crate::zsmalloc::ZsCensus;
 
 /// The result of a census of the memory manager.
 #[derive(Debug, Clone)]
@@ -47,6 +49,8 @@ pub struct MmCensus {
     pub pins: u64,
     /// Swap slots.
     pub swap: SwapCensus,
+    /// Pools of compressed pages.
+    pub zs: ZsCensus,
     discrepancies: MmDiscrepancies,
 }
 
@@ -123,6 +127,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             cached: 0,
             pins: 0,
             swap: SwapCensus::default(),
+            zs: ZsCensus::default(),
             discrepancies: MmDiscrepancies::default(),
         };
         let mut taking = Taking { mm: self, sums: Sums::default(), census };
@@ -132,8 +137,10 @@ impl<'m, P: Platform> Mm<'m, P> {
         taking.folios();
         taking.deferred_splits();
         taking.descriptors();
+        taking.isolated();
         taking.rmap();
         taking.swap();
+        taking.zsmalloc();
         taking.lru();
         taking.compare();
         taking.census
@@ -174,6 +181,14 @@ impl<P: Platform> Taking<'_, '_, P> {
         self.objects(caches.zpdesc.kmem(), zpdescs);
     }
 
+    /// Checks that what is isolated, by its word, is in a batch of migration.
+    fn isolated(&mut self) {
+        let kinds = MovableKind::ALL.map(MovableKind::kind);
+        let found = kinds.iter().map(|&kind| self.census.memory.isolated_blocks(kind)).sum();
+        let entries = self.mm.isolated_blocks();
+        self.check(entries == found, || MmDiscrepancy::Isolated { entries, found });
+    }
+
     /// Checks that a cache has as many objects in use as were `found`.
     fn objects(&mut self, cache: &KmemCache, found: u64) {
         let counted = cache.stats(self.mm.memory()).in_use;
@@ -201,6 +216,16 @@ impl<P: Platform> Taking<'_, '_, P> {
         let (slots, folios) = (u64::from(swap.cached), self.sums.swap_cached);
         self.check(slots == folios, || MmDiscrepancy::SwapCached { slots, folios });
         self.census.swap = swap;
+    }
+
+    /// Checks that the pools' books agree, and that they have all pages of their kind.
+    fn zsmalloc(&mut self) {
+        let discrepancies = &mut self.census.discrepancies;
+        let zs = self.mm.zs_census(&mut |found| discrepancies.add(MmDiscrepancy::Zs(found)));
+        let (pools, words) = (zs.pages, self.census.memory.blocks(Kind::ZpDesc));
+        self.check(pools == words, || MmDiscrepancy::ZsPages { pools, words });
+        self.objects(self.mm.base().caches.zspage.kmem(), zs.zspages);
+        self.census.zs = zs;
     }
 
     fn lru(&mut self) {

@@ -1,6 +1,7 @@
 //! Programs that want more memory than there is.
 
 use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
 use std::vec::Vec;
 
 use abi::PAGE_SIZE;
@@ -10,8 +11,10 @@ use crate::buddy::Gfp;
 use crate::errno::Errno;
 use crate::fault::{FaultAccess, FaultError};
 use crate::folio::{FolioFlags, FolioKind};
-use crate::memdesc::Order;
+use crate::memdesc::{Order, Tag};
+use crate::migrate::{Allocated, MigrateBatch, MigrateMode};
 use crate::reclaim::{Attempts, LruList, OomNotifier, OutOfMemory, Shrinker};
+use crate::space::{MapFlags, MapSource, MmapArgs};
 use crate::testing::set_cpu;
 
 #[test]
@@ -31,6 +34,46 @@ fn what_does_not_fit_goes_to_swap_and_comes_back_as_it_was() {
     world.exit(process);
     assert_eq!(world.mm.swap_stats().free_slots, 400);
     world.end();
+}
+
+/// Compressed swap takes memory while memory is short, and its pages move meanwhile.
+#[test]
+fn what_does_not_fit_is_compressed_and_comes_back_while_its_pages_move() {
+    let world = World::new(1024);
+    world.mm.swapon_zram(1200).unwrap();
+    let process = world.process();
+    let start = world.map(&process, 1400);
+    for salt in [1, 2, 3] {
+        world.fill(&process, start, 1400, salt).unwrap();
+        world.check();
+        assert!(move_compressed_pages(&world) > 0);
+        world.check();
+        world.verify(&process, start, 1400, salt);
+    }
+    let (swap, zram) = (world.mm.swap_stats(), world.mm.zram_stats().unwrap());
+    assert!(swap.pages_out > 1000 && swap.pages_in > 1000, "{swap:?}");
+    assert!(zram.pages > 400 && zram.memory_bytes < zram.original_bytes / 4, "{zram:?}");
+    assert_eq!((world.mm.reclaim_stats().killed, zram.failed_reads), (0, 0));
+    world.exit(process);
+    assert_eq!(world.mm.zram_stats().unwrap().pages, 0);
+    world.end();
+}
+
+/// Migrates every page of the compressed device. Returns how many moved.
+fn move_compressed_pages(world: &World) -> u64 {
+    let memory = world.mm.memory();
+    let mut moved = 0;
+    let regions = memory.words().regions();
+    for pfn in regions.flat_map(|region| region.range().iter().collect::<Vec<_>>()) {
+        if memory.words().load(pfn).is_ok_and(|word| word.tag() == Tag::ZpDesc) {
+            let mut batch: MigrateBatch<'_, '_, _> = MigrateBatch::new(&world.mm);
+            world.mm.isolate_for_migration(pfn, &mut batch).unwrap();
+            let mut places = Allocated::new(memory);
+            moved +=
+                world.mm.migrate_pages(&mut batch, &mut places, MigrateMode::SyncLight).migrated;
+        }
+    }
+    moved
 }
 
 #[test]
@@ -114,6 +157,43 @@ fn a_fault_under_way_puts_nothing_into_a_process_that_is_killed() {
     assert_eq!((served, world.pte(&killer.0, next)), (Err(FaultError::Oom), None));
     taken.into_iter().for_each(|frames| world.mm.memory().free_frozen(frames));
     world.check();
+}
+
+/// A killed process's thread slept on until the folio's holder was done, who may be long about it.
+#[test]
+fn a_thread_that_sleeps_on_a_folio_wakes_when_its_process_is_killed() {
+    let world = World::new(512);
+    let process = world.process();
+    let file = world.mm.shmem_file(PAGE_SIZE).unwrap();
+    let source = MapSource { file: &file, offset: 0, readable: true, writable: true };
+    let args = MmapArgs::anonymous(PAGE_SIZE);
+    let args = MmapArgs { flags: MapFlags::SHARED, source: Some(source), ..args };
+    let start = world.mm.mmap(&process, args).unwrap().get();
+    world.load(&process, start).unwrap();
+    let folio = world.mm.find_get_folio(&file, 0).unwrap();
+    let waits = world.mm.platform().waits();
+    std::thread::scope(|scope| {
+        let locked = folio.lock(world.mm.platform());
+        let faulter = scope.spawn(|| {
+            set_cpu(1);
+            world.mm.handle_fault(&process, va(start), FaultAccess::Write)
+        });
+        while waits.sleeping() == 0 {
+            std::thread::yield_now();
+        }
+        world.mm.mark_dead(&process);
+        let is_awake = (0..2000).any(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            waits.sleeping() == 0
+        });
+        drop(locked);
+        assert_eq!(faulter.join().unwrap(), Err(FaultError::Oom));
+        assert!(is_awake, "it sleeps until the folio is unlocked");
+    });
+    world.mm.put(folio);
+    world.exit(process);
+    world.mm.file_put(file);
+    world.end();
 }
 
 #[test]

@@ -4,9 +4,17 @@
 //! machine's own. On the simulated machine, whose clock stands still, it shows
 //! that everything runs and frees what it took.
 
+pub(super) mod balloon_compaction;
+pub(super) mod batch_walk;
 mod grace;
+pub(super) mod hot_add;
+pub(super) mod isolation;
 mod paths;
+mod samples;
 mod sharing;
+pub(super) mod stores;
+
+pub use samples::Samples;
 
 use super::{Ctx, Machine, Outcome};
 use crate::bench::{Bench, Figure, layout, primitive};

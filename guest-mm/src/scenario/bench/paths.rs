@@ -4,9 +4,10 @@ use abi::PAGE_SIZE;
 
 use crate::addr::PMD_SIZE;
 use crate::bench::{Bench, Spread};
+use crate::migrate::{Allocated, MigrateMode};
 use crate::mm::Mm;
 use crate::pgtable::PageProt;
-use crate::scenario::{Failure, Machine, Outcome, Process};
+use crate::scenario::{Failure, Machine, OrFail, Outcome, Process, check_eq};
 use crate::space::{Advice, MapFlags, MmapArgs};
 
 /// Pages of a mapping.
@@ -18,7 +19,8 @@ pub(super) fn run<M: Machine>(mm: &Mm<'_, M>, bench: &mut Bench<'_>) -> Outcome 
     faults(mm, bench)?;
     huge_faults(mm, bench)?;
     fork(mm, bench)?;
-    calls(mm, bench)
+    calls(mm, bench)?;
+    migrate(mm, bench)
 }
 
 /// A mapping of base pages, which its process ends with.
@@ -138,5 +140,47 @@ fn calls<M: Machine>(mm: &Mm<'_, M>, bench: &mut Bench<'_>) -> Outcome {
         Ok::<_, Failure>(mm.munmap(space, area, BYTES)?)
     })?;
     bench.print("mmap and munmap", format_args!("nothing present"), "ns", empty);
+    Ok(())
+}
+
+/// Pages that change frames while nobody uses them: by themselves, shared by four processes, and 2 MiB as one.
+fn migrate<M: Machine>(mm: &Mm<'_, M>, bench: &mut Bench<'_>) -> Outcome {
+    let process = Process::new(mm)?;
+    let pages = map(&process, MapFlags::PRIVATE)?;
+    store_all(&process, pages)?;
+    mm.platform().leave();
+    let move_all = |at: u64, bytes: u64| {
+        let mut to = Allocated::new(mm.memory());
+        let moved = mm.migrate_range(process.space(), at, bytes, &mut to, MigrateMode::Sync);
+        let stats = moved.or_fail()?.pages;
+        check_eq(stats.failed(), 0, "pages that did not move")?;
+        Ok::<_, Failure>(stats.migrated)
+    };
+    let alone = bench.rounds(|bench| {
+        Ok::<_, Failure>((bench.elapsed(|| move_all(pages, BYTES).map(drop))?, PAGES))
+    })?;
+    bench.print("migrate", format_args!("anonymous, one process"), "ns/page", alone);
+    let relatives = [process.fork()?, process.fork()?, process.fork()?];
+    let shared = bench.rounds(|bench| {
+        Ok::<_, Failure>((bench.elapsed(|| move_all(pages, BYTES).map(drop))?, PAGES))
+    })?;
+    drop(relatives);
+    bench.print("migrate", format_args!("anonymous, 4 processes"), "ns/page", shared);
+    let at = 1 << 32;
+    process.mmap(MmapArgs::anonymous(PMD_SIZE).fixed(at))?;
+    process.madvise(at, PMD_SIZE, Advice::HugePage)?;
+    process.store(at, 1)?;
+    mm.platform().leave();
+    if move_all(at, PMD_SIZE)? < PMD_SIZE / PAGE_SIZE {
+        // Memory is too fragmented for a huge page.
+        return Ok(());
+    }
+    let huge = bench.rounds(|bench| {
+        Ok::<_, Failure>((
+            bench.elapsed(|| move_all(at, PMD_SIZE).map(drop))?,
+            PMD_SIZE / PAGE_SIZE,
+        ))
+    })?;
+    bench.print("migrate", format_args!("2 MiB as one"), "ns/page", huge);
     Ok(())
 }

@@ -25,6 +25,7 @@ fn every_measurement_runs_on_the_simulated_machine_and_frees_what_it_took() {
         "exit",
         "mprotect pair",
         "munmap",
+        "migrate",
         "rmap walk",
         "gup",
         "layout init",

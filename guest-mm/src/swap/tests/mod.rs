@@ -2,6 +2,7 @@
 
 mod cache;
 mod table;
+mod zram;
 
 use std::sync::Mutex;
 use std::vec::Vec;

@@ -8,6 +8,7 @@ use crate::config::{
     BootSource, Drive, DriveUpdate, Entropy, Logger, MachineConfig, MachineConfigUpdate, Metrics,
     Serial,
 };
+use crate::hotplug::MemoryHotplugConfig;
 use crate::machine::{Action, ActionType};
 
 /// How much longer than other requests a start may take.
@@ -60,6 +61,14 @@ impl Client {
     /// [`ClientError`].
     pub fn set_balloon(&self, balloon: &BalloonConfig) -> Result<(), ClientError> {
         self.command("PUT", "/balloon", balloon)
+    }
+
+    /// Adds hotplug memory, or replaces it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn set_hotplug_memory(&self, config: &MemoryHotplugConfig) -> Result<(), ClientError> {
+        self.command("PUT", "/hotplug/memory", config)
     }
 
     /// Adds an entropy device.

@@ -20,6 +20,7 @@ use crate::balloon::{BalloonConfig, BalloonStatus, BalloonUpdate, Operation, Ope
 use crate::config::{MachineConfig, VmConfig};
 use crate::fault::Fault;
 use crate::guest::{ExecEvent, ExecRequest, Scenarios};
+use crate::hotplug::{HotplugStatus, MemoryHotplugSizeUpdate, MemoryHotplugStatus};
 use crate::machine::{
     Action, ActionType, Instance, RunState, StopOutcome, StopRequest, Version, VmState, VmStatus,
     VmUpdate,
@@ -154,12 +155,57 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn operation(&self, id: Option<u64>) -> Result<Option<Operation>, ClientError> {
-        let path = match id {
-            Some(id) => format!("/balloon/operation?id={id}"),
-            None => "/balloon/operation".to_owned(),
-        };
+        self.operation_at("/balloon/operation", id)
+    }
+
+    fn operation_at(&self, path: &str, id: Option<u64>) -> Result<Option<Operation>, ClientError> {
+        let path = id.map_or_else(|| path.to_owned(), |id| format!("{path}?id={id}"));
         let answer = self.send("GET", &path, None::<&()>, self.answer_timeout)?;
         if answer.status() == 204 { Ok(None) } else { decode(answer).map(Some) }
+    }
+
+    /// Hotplug memory, as Firecracker tells it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn hotplug_memory(&self) -> Result<MemoryHotplugStatus, ClientError> {
+        self.get("/hotplug/memory")
+    }
+
+    /// Asks the guest for so much hotplug memory, as Firecracker's clients do, and waits for nothing.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn update_hotplug_memory(&self, requested_size_mib: u64) -> Result<(), ClientError> {
+        self.command("PATCH", "/hotplug/memory", &MemoryHotplugSizeUpdate { requested_size_mib })
+    }
+
+    /// Hotplug memory exactly: sizes in bytes, negotiation, what the host holds.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn hotplug_status(&self) -> Result<HotplugStatus, ClientError> {
+        self.get("/hotplug/memory/status")
+    }
+
+    /// Begins a resize of hotplug memory; the answer is how it began.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn begin_hotplug_operation(
+        &self,
+        request: &OperationRequest,
+    ) -> Result<Operation, ClientError> {
+        let path = "/hotplug/memory/operation";
+        decode(self.send("PUT", path, Some(request), self.answer_timeout)?)
+    }
+
+    /// The resize of hotplug memory `id`, or the latest; `None` when there has been none, or it is forgotten.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn hotplug_operation(&self, id: Option<u64>) -> Result<Option<Operation>, ClientError> {
+        self.operation_at("/hotplug/memory/operation", id)
     }
 
     /// The scenarios that the guest announced.

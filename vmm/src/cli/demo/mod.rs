@@ -13,8 +13,9 @@ use aerostat_api::{
 
 use super::args::DemoOptions;
 use super::failure::Failure;
+use super::output;
 use super::own_vm::OwnVm;
-use super::{output, resize};
+use super::resize::Subject;
 use crate::exit_code;
 use crate::kvm::Host;
 use crate::vm::StartError;
@@ -104,7 +105,7 @@ fn exec(client: &Client, scenario: &str, args: &[&str]) -> Result<(), Failure> {
 fn set_target(client: &Client, target_bytes: u64) -> Result<(), Failure> {
     let timeout_ms = u64::try_from(RESIZE_TIME.as_millis()).ok();
     let begun = client.begin_operation(&OperationRequest { target_bytes, timeout_ms })?;
-    let ended = resize::wait(client, begun, false)?;
+    let ended = Subject::BALLOON.wait(client, begun, false)?;
     match ended.state {
         OperationState::Reached => Ok(()),
         OperationState::Running

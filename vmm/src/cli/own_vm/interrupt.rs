@@ -2,6 +2,7 @@
 
 use std::os::raw::c_int;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io, process, thread};
 
 use vmm_sys_util::signal::{block_signal, create_sigset};
@@ -9,10 +10,17 @@ use vmm_sys_util::signal::{block_signal, create_sigset};
 /// What ends a command early.
 const SIGNALS: [c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
+/// Whether somebody waits for the signals.
+static IS_WATCHED: AtomicBool = AtomicBool::new(false);
+
 /// From now on a signal that ends the command removes `directory` first. Its VM ends with it.
 ///
+/// A command that has one VM after the other calls it for each: the directory is the same.
 /// Call it before other threads exist: it blocks the signals in the calling thread.
 pub(super) fn remove_on_signal(directory: PathBuf) -> io::Result<()> {
+    if IS_WATCHED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
     let os_error = |error: vmm_sys_util::errno::Error| io::Error::from_raw_os_error(error.errno());
     for signal in SIGNALS {
         // An error says that it is blocked already, which is what we want.

@@ -22,6 +22,8 @@ use interrupt::remove_on_signal;
 const READY_TIME: Duration = Duration::from_secs(20);
 /// How long the process may take to end once its VM is stopped.
 const END_TIME: Duration = Duration::from_secs(20);
+/// How long the process of a VM that no longer answers may take to end.
+const LAST_WORDS_TIME: Duration = Duration::from_millis(500);
 /// How long a resize may make no progress: such a command shows what works, on a slow machine too.
 const STALL_TIME: &str = "stall-after=30s";
 /// How often either is looked at.
@@ -38,6 +40,15 @@ pub(super) struct OwnVm {
 impl OwnVm {
     /// Starts the VM and waits until its guest is ready.
     pub(super) fn start(memory: &MemoryOptions, vcpus: u8) -> Result<Self, Failure> {
+        Self::start_with(memory, vcpus, &[])
+    }
+
+    /// The same with further arguments of `run`.
+    pub(super) fn start_with(
+        memory: &MemoryOptions,
+        vcpus: u8,
+        further: &[&str],
+    ) -> Result<Self, Failure> {
         let fail = |error: io::Error| Failure::other(format!("Cannot start the VM: {error}"));
         let directory = Directory::make().map_err(fail)?;
         remove_on_signal(directory.path().to_owned()).map_err(fail)?;
@@ -48,6 +59,7 @@ impl OwnVm {
             .args(["--vcpus", &vcpus.to_string(), "--balloon", STALL_TIME])
             .args(["--backing", memory.backing.name(), "--api-sock"])
             .arg(directory.socket())
+            .args(further)
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(fail)?)
             .stderr(log);
@@ -74,6 +86,19 @@ impl OwnVm {
             }
         }
         Err(Failure::other(format!("The VM did not end within {END_TIME:?}")))
+    }
+
+    /// How the VM ended, if it has or is about to; else `failure`, which somebody met who asked it something.
+    pub(super) fn failure_or(mut self, failure: Failure) -> Failure {
+        let deadline = Instant::now() + LAST_WORDS_TIME;
+        while Instant::now() < deadline {
+            match self.ended() {
+                Ok(Some(status)) => return self.failure_of(status),
+                Ok(None) => sleep(POLL),
+                Err(_) => break,
+            }
+        }
+        failure
     }
 
     fn wait_until_ready(&mut self) -> Result<(), Failure> {

@@ -118,7 +118,6 @@ fn sections_that_are_not_supported_are_refused_by_name() {
         ("mmds-config", json!({})),
         ("cpu-config", json!({})),
         ("pmem", json!([{}])),
-        ("memory-hotplug", json!({})),
     ] {
         let error = Configuration::from_description("a", from(json!({name: value})));
         let said = error.expect_err(name).to_string();

@@ -1,15 +1,13 @@
 //! What the balloon worker tells about the balloon.
 
 use abi::PageCount;
-use abi::virtio::status::DEVICE_NEEDS_RESET;
-use devices::balloon::operation::{DriverState, Observation, ResizeOperation, ResizeState};
+use devices::balloon::operation::{DriverState, Observation};
 use devices::balloon::{BalloonCounters, Histogram};
-use devices::transport::MmioTransport;
-use devices::virtio::VirtioDevice;
 
 use super::Worker;
-use crate::vm::handle::{BalloonStatus, Metric, OperationState, OperationStatus};
+use crate::vm::handle::{BalloonStatus, Metric};
 use crate::vm::metrics::{counter, gauge, gauge_with, transport_counters};
+use crate::vm::operations::driver_state;
 
 impl Worker {
     /// What an operation needs to see.
@@ -19,33 +17,6 @@ impl Worker {
             actual: transport.device().actual(),
             driver: driver_state(&transport),
             is_paused: self.is_paused,
-        }
-    }
-
-    /// Operation number `id`, or the latest.
-    pub(super) fn operation(&self, id: Option<u64>) -> Option<OperationStatus> {
-        let mut latest_first = self.operations.iter().rev();
-        let found = latest_first.find(|operation| id.is_none_or(|id| operation.id() == id))?;
-        Some(self.operation_status(found))
-    }
-
-    pub(super) fn operation_status(&self, operation: &ResizeOperation) -> OperationStatus {
-        OperationStatus {
-            id: operation.id(),
-            state: match operation.state() {
-                ResizeState::Running => OperationState::Running,
-                ResizeState::Reached => OperationState::Reached,
-                ResizeState::Stalled => OperationState::Stalled,
-                ResizeState::TimedOut => OperationState::TimedOut,
-                ResizeState::Superseded => OperationState::Superseded,
-            },
-            from: operation.from(),
-            target: operation.target(),
-            actual: operation.actual(),
-            ram: self.ram.pages(),
-            elapsed: operation.elapsed(),
-            since_progress: operation.since_progress(),
-            note: operation.note(),
         }
     }
 
@@ -104,16 +75,6 @@ impl Worker {
         }
         device_metrics(device.counters(), out);
         transport_counters("balloon", transport.counters(), out);
-    }
-}
-
-fn driver_state<D: VirtioDevice>(transport: &MmioTransport<D>) -> DriverState {
-    if transport.is_running() {
-        DriverState::Ready
-    } else if transport.status() & DEVICE_NEEDS_RESET != 0 {
-        DriverState::NeedsReset
-    } else {
-        DriverState::Missing
     }
 }
 

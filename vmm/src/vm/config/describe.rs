@@ -25,6 +25,7 @@ impl VmConfig {
                 initrd_path: self.initrd.as_ref().map(|path| path.display().to_string()),
                 boot_args: self.cmdline.clone(),
             }),
+            memory_hotplug: self.hotplug.map(hotplug),
             drives: self.drives.iter().map(drive).collect(),
             entropy: self.entropy.map(entropy),
             machine_config: api::MachineConfig {
@@ -34,6 +35,15 @@ impl VmConfig {
             },
             ..api::VmConfig::default()
         }
+    }
+}
+
+fn hotplug(hotplug: super::HotplugConfig) -> api::MemoryHotplugConfig {
+    // All of them are whole MiB.
+    api::MemoryHotplugConfig {
+        total_size_mib: hotplug.total_bytes >> 20,
+        block_size_mib: hotplug.block_bytes >> 20,
+        slot_size_mib: hotplug.slot_bytes >> 20,
     }
 }
 

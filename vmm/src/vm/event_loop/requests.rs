@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::super::balloon_worker::BalloonCommand;
 use super::super::exit::ExitReason;
 use super::super::handle::{Metric, Reply, VmError, VmRequest, VmState};
+use super::super::hotplug_worker::HotplugCommand;
 use super::super::metrics;
 use super::{EventLoop, RunState};
 use crate::acpi::pm1::Press;
@@ -42,6 +43,18 @@ impl EventLoop {
             VmRequest::Operation { id, reply } => match &self.parts.balloon {
                 Some(balloon) => balloon.post(BalloonCommand::Operation { id, reply }),
                 None => answer(reply, Err(VmError::NoBalloon)),
+            },
+            VmRequest::RequestHotplug { size, deadline, reply } => match &self.parts.hotplug {
+                Some(hotplug) => hotplug.post(HotplugCommand::Request { size, deadline, reply }),
+                None => answer(reply, Err(VmError::NoHotplug)),
+            },
+            VmRequest::Hotplug(reply) => match &self.parts.hotplug {
+                Some(hotplug) => hotplug.post(HotplugCommand::Status(reply)),
+                None => answer(reply, Err(VmError::NoHotplug)),
+            },
+            VmRequest::HotplugOperation { id, reply } => match &self.parts.hotplug {
+                Some(hotplug) => hotplug.post(HotplugCommand::Operation { id, reply }),
+                None => answer(reply, Err(VmError::NoHotplug)),
             },
             VmRequest::Exec { scenario, args, reply, events } => {
                 let result = if self.run_state == RunState::Running {
@@ -106,14 +119,17 @@ impl EventLoop {
         }
         if self.run_state == RunState::Settling && self.parts.drives.are_settled() {
             self.run_state = RunState::Paused;
-            self.tell_balloon_paused(true);
+            self.tell_paused(true);
             answer_all(self.pausing.drain(..), Ok(()));
         }
     }
 
-    fn tell_balloon_paused(&self, is_paused: bool) {
+    fn tell_paused(&self, is_paused: bool) {
         if let Some(balloon) = &self.parts.balloon {
             balloon.post(BalloonCommand::Paused(is_paused));
+        }
+        if let Some(hotplug) = &self.parts.hotplug {
+            hotplug.post(HotplugCommand::Paused(is_paused));
         }
     }
 
@@ -121,7 +137,7 @@ impl EventLoop {
         if self.run_state != RunState::Running {
             self.run_state = RunState::Running;
             self.vcpus.resume();
-            self.tell_balloon_paused(false);
+            self.tell_paused(false);
             // Whoever waits for a pause that a resume has overtaken was paused, for no time at all.
             answer_all(self.pausing.drain(..), Ok(()));
         }

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use guest_kernel::scenario::{FAILURE, SUCCESS};
+use guest_mm::balloon::BalloonStatus;
 use guest_mm::scenario::{self, Args, Caller, Ctx, Name};
 use guest_mm::store::PfnStore;
 
@@ -19,6 +20,10 @@ impl<S: PfnStore> Caller for Host<'_, '_, S> {
     fn serve(&mut self) {
         // Whoever calls comes again soon.
         let _wake = self.0.serve();
+    }
+
+    fn balloon(&mut self) -> Option<BalloonStatus> {
+        self.0.balloon.status()
     }
 }
 

@@ -5,6 +5,7 @@ mod census;
 mod cpus;
 mod ends;
 mod entropy;
+mod hotplug;
 mod memory_manager;
 mod protection;
 mod smp_stress;
@@ -27,6 +28,7 @@ impl<S: PfnStore> Kernel<'_, S> {
             Call::Mm(name, args) => self.memory_manager(name, args),
             Call::Census => self.census(),
             Call::Balloon => self.print_balloon(),
+            Call::Hotplug => self.print_hotplug(),
             Call::Entropy { bytes } => self.entropy(bytes),
             Call::Cpus => self.cpus(),
             Call::SmpStress { seconds, seed } => self.smp_stress(seconds, seed),

@@ -201,7 +201,7 @@ impl<S: PfnStore> Kernel<'_, S> {
             load(&counts.kicks),
         ));
         self.print(format_args!(
-            "flushes={} remote={} ipis={} pages={} full={} halts={} naps={} switches={} preemptions={}",
+            "flushes={} remote={} ipis={} pages={} full={} halts={} naps={} sleeps={} switches={} preemptions={}",
             now.flushes - before.flushes,
             now.remote - before.remote,
             now.ipis - before.ipis,
@@ -209,6 +209,7 @@ impl<S: PfnStore> Kernel<'_, S> {
             now.full - before.full,
             now.halts - before.halts,
             now.naps - before.naps,
+            now.sleeps - before.sleeps,
             now.switches - before.switches,
             now.preemptions - before.preemptions,
         ));

@@ -46,6 +46,7 @@ struct AtomicCounters {
     full: AtomicU64,
     halts: AtomicU64,
     naps: AtomicU64,
+    sleeps: AtomicU64,
     switches: AtomicU64,
     preemptions: AtomicU64,
 }
@@ -61,6 +62,7 @@ static OWN: [Own; CPUS] = [const {
             full: AtomicU64::new(0),
             halts: AtomicU64::new(0),
             naps: AtomicU64::new(0),
+            sleeps: AtomicU64::new(0),
             switches: AtomicU64::new(0),
             preemptions: AtomicU64::new(0),
         },
@@ -86,6 +88,8 @@ pub(in crate::image) struct Counters {
     pub(in crate::image) halts: u64,
     /// Spins that let the core go.
     pub(in crate::image) naps: u64,
+    /// Times that a thread slept on a page or a lock.
+    pub(in crate::image) sleeps: u64,
     /// Times that another thread ran.
     pub(in crate::image) switches: u64,
     /// Those of them that the thread before did not ask for.
@@ -105,6 +109,7 @@ pub(in crate::image) fn counters() -> Counters {
         full: sum(|counters| &counters.full),
         halts: sum(|counters| &counters.halts),
         naps: sum(|counters| &counters.naps),
+        sleeps: sum(|counters| &counters.sleeps),
         switches: sum(|counters| &counters.switches),
         preemptions: sum(|counters| &counters.preemptions),
     }
@@ -125,6 +130,11 @@ pub(super) fn note_switch(is_preemption: bool) {
     let counters = &mine().1.counters;
     count(&counters.switches, 1);
     count(&counters.preemptions, is_preemption.into());
+}
+
+/// Counts a thread that sleeps.
+pub(super) fn note_sleep() {
+    count(&mine().1.counters.sleeps, 1);
 }
 
 fn send(cpu: usize) {

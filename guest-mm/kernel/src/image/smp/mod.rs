@@ -15,5 +15,5 @@ pub(super) use stack::in_a_stack;
 pub(super) use startup::{begin, online};
 pub(super) use thread::{
     current_faults, enter, idle, leave, load_root, preempt, request_preemption, set_current_faults,
-    yield_now,
+    wait_until, wake, yield_now,
 };

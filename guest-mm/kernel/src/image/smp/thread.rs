@@ -2,9 +2,10 @@
 //!
 //! A thread never changes its CPU, so the run queue of a CPU is touched by that CPU alone, masked. Thread N below
 //! [`CPUS`] is what CPU N did first: the kernel's main flow on the boot CPU, the idle loop elsewhere. The others are
-//! workers; each waits for a job, does it, and waits for the next. Nobody blocks: who waits for something looks again,
-//! and lets others run in between ([`yield_now`]); an interrupt may take the CPU away at any unmasked point
-//! ([`preempt`]), also inside a page fault that is being handled.
+//! workers; each waits for a job, does it, and waits for the next. Who waits for a short while looks again,
+//! and lets others run in between ([`yield_now`]); who waits for a page that moves, or a folio's lock, sleeps until he is
+//! woken ([`wait_until`]). An interrupt may take the CPU away at any unmasked point ([`preempt`]), also inside a page
+//! fault that is being handled.
 
 use core::cell::UnsafeCell;
 use core::ptr;
@@ -15,7 +16,8 @@ use guest_kernel::layout::{BootTable, CPUS, STACK_SLOT_COUNT, stack_top, word};
 use guest_mm::balloon::Wake;
 use guest_mm::memdesc::Order;
 use guest_mm::memory::Memory;
-use guest_mm::platform::AtomicCpuSet;
+use guest_mm::platform::{AtomicCpuSet, WaitKey};
+use guest_mm::sync::Sleeper;
 
 use super::mailbox;
 use super::run::Run;
@@ -51,6 +53,8 @@ struct Thread {
     is_posted: AtomicBool,
     /// A job has been taken and has not ended.
     is_busy: AtomicBool,
+    /// What it sleeps on.
+    sleeper: Sleeper,
     /// Its CPU; none: it does not exist yet.
     cpu: AtomicUsize,
     /// GPA of the root table that its user addresses mean.
@@ -81,6 +85,7 @@ static ALL: [Thread; THREADS] = [const {
         job: UnsafeCell::new(None),
         is_posted: AtomicBool::new(false),
         is_busy: AtomicBool::new(false),
+        sleeper: Sleeper::new(),
         cpu: AtomicUsize::new(NOWHERE),
         root: AtomicU64::new(BootTable::Pml4.gpa()),
         space_cpus: AtomicPtr::new(ptr::null_mut()),
@@ -130,6 +135,7 @@ fn current() -> &'static Thread {
 impl Thread {
     fn is_runnable(&self, cpu: usize) -> bool {
         self.cpu.load(Ordering::Relaxed) == cpu
+            && self.sleeper.is_awake()
             && (self.is_busy.load(Ordering::Relaxed) || self.is_posted.load(Ordering::Acquire))
     }
 
@@ -322,6 +328,73 @@ fn sleep() {
         irq::drain();
     } else {
         irq::unmask();
+    }
+}
+
+/// `Platform::wait_until`: the calling thread sleeps until [`wake`] names its key and `is_over` says so.
+///
+/// It says what it sleeps on, then looks, then lets the CPU go; a waker changes what is looked at, then looks who sleeps:
+/// one of the two sees the other. A CPU without a thread to run halts, and the waker's interrupt ends the halt.
+pub(in crate::image) fn wait_until(key: WaitKey, is_over: &dyn Fn() -> bool) {
+    if is_over() {
+        return;
+    }
+    let was_masked = irq::mask();
+    if was_masked {
+        // Masked, it may hold what others spin for: it spins too.
+        while !is_over() {
+            mailbox::relax();
+        }
+        return;
+    }
+    let (cpu, _) = queue();
+    let number = current_number();
+    let this = &ALL[number];
+    let mut has_taken_work = false;
+    loop {
+        this.sleeper.fall_asleep(key);
+        if is_over() {
+            break;
+        }
+        mailbox::note_sleep();
+        if number < CPUS {
+            has_taken_work |= rest_first(cpu);
+        } else {
+            schedule(false);
+        }
+    }
+    this.sleeper.rise();
+    if has_taken_work {
+        // The main flow's loop looks at it later.
+        irq::note_work(cpu);
+    }
+    irq::unmask();
+}
+
+/// The first thread of the CPU sleeps on something: lets a worker run, or halts until an interrupt. Returns whether it
+/// has taken the mark that there is work for the main flow. Masked.
+fn rest_first(cpu: usize) -> bool {
+    super::serve();
+    let (_, queue) = queue();
+    let has_taken_work = irq::take_work();
+    if choose(cpu, cpu) != cpu {
+        queue.is_first_asleep.store(true, Ordering::Relaxed);
+        schedule(false);
+        queue.is_first_asleep.store(false, Ordering::Relaxed);
+    } else {
+        irq::halt_unless_pending();
+        irq::drain();
+    }
+    has_taken_work
+}
+
+/// `Platform::wake`: makes the threads runnable that sleep on one of `count` keys from `first` on, and their CPUs look.
+pub(in crate::image) fn wake(first: WaitKey, count: u64) {
+    Sleeper::before_wake_up();
+    for (number, thread) in ALL.iter().enumerate() {
+        if thread.sleeper.wake_up(first, count) {
+            super::kick(if number < CPUS { number } else { thread.cpu.load(Ordering::Relaxed) });
+        }
     }
 }
 

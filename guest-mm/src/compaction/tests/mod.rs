@@ -1,0 +1,5 @@
+mod contig;
+mod model;
+mod scanners;
+mod thread;
+mod world;

@@ -1,0 +1,5 @@
+mod blocks;
+mod device;
+mod driver;
+mod model;
+mod rest;

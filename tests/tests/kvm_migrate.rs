@@ -1,0 +1,113 @@
+//! Ballooned pages move, seen from the host: what was freed stays freed, what was not is unchanged, `actual` is exact.
+//!
+//! The host's memory is read from `/proc` by the test itself, never from what the VMM claims.
+
+use system_tests::kvm::kvm_or_skip;
+use system_tests::vm::{TestVm, scaled};
+
+const MIB: u64 = 1 << 20;
+
+fn ram() -> u64 {
+    scaled(128 * MIB, 64 * MIB)
+}
+
+/// The number before `what` in the first line that has it.
+fn number_before(lines: &[String], what: &str) -> u64 {
+    let line = lines.iter().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{lines:?}"));
+    let before = line.split(what).next().expect("found above").trim_end();
+    let number = before.rsplit([' ', ',']).next().expect("split gives one");
+    number.parse().unwrap_or_else(|_| panic!("no number before {what:?} in {line:?}"))
+}
+
+/// Half of RAM is ballooned, then every block is emptied of it in turn.
+fn moved_balloon_stays_freed(backing: &str, order: &str) {
+    let cmdline = format!("balloon.order={order}");
+    let vm = TestVm::start(ram(), &["--backing", backing, "--cmdline", &cmdline]);
+    vm.exec_ok("touch", &["all"]);
+    let full = vm.host_bytes(backing);
+    let half = ram() / 2;
+    vm.resize(half);
+    let before = vm.host_bytes(backing);
+    assert!(full - before.min(full) >= half / 100 * 95, "{full} B, then {before} B");
+
+    let lines = vm.exec_ok("balloon-migrate", &[]);
+    println!("{backing}, order {order}: {:?}", vm.exec_ok("balloon", &[]).last());
+    let moved = number_before(&lines, "pages moved out of") * 4096;
+    assert!(moved >= half / 100 * 90, "{moved} B of {half} moved: {lines:#?}");
+    // Whatever else the scenario did, it gave back: what it touched may be resident now.
+    let after = vm.host_bytes(backing);
+    let freed = full - after.min(full);
+    assert!(freed >= half / 100 * 90, "{full} B, {before} B, and {after} B after the move");
+    let status = vm.client().balloon_status().expect("an answer");
+    assert_eq!((status.target_bytes, status.actual_bytes), (half, half));
+    // Sentinels unchanged; what the host discarded reads as zero; all books agree.
+    vm.exec_ok("verify", &[]);
+    vm.exec_ok("census", &[]);
+
+    vm.resize(0);
+    vm.exec_ok("touch", &["all"]);
+    vm.exec_ok("verify", &[]);
+    vm.exec_ok("census", &[]);
+}
+
+#[test]
+fn a_balloon_inflated_page_by_page_moves_and_stays_freed_on_anonymous_memory() {
+    if kvm_or_skip() {
+        moved_balloon_stays_freed("anon", "0");
+    }
+}
+
+#[test]
+fn a_balloon_of_large_blocks_moves_and_stays_freed_on_a_memfd() {
+    if kvm_or_skip() {
+        moved_balloon_stays_freed("memfd", "10");
+    }
+}
+
+#[test]
+fn a_balloon_that_gives_pages_to_whoever_is_out_of_memory_moves_meanwhile() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let options = ["--balloon", "deflate-on-oom", "--vcpus", "2"];
+    let vm = TestVm::start(64 * MIB, &options);
+    vm.resize(24 * MIB);
+    let lines = vm.exec_ok("balloon-migrate-oom", &[]);
+    let given = number_before(&lines, "came from the balloon") * 4096;
+    let status = vm.client().balloon_status().expect("an answer");
+    assert_eq!(status.actual_bytes, 24 * MIB - given, "{lines:#?}");
+    vm.exec_ok("census", &[]);
+    vm.resize(24 * MIB);
+    vm.exec_ok("verify", &[]);
+}
+
+/// Data is used on every CPU while its pages and the balloon's move.
+fn hammer(vcpus: &str, rounds: &str) {
+    let vm = TestVm::start(64 * MIB, &["--vcpus", vcpus]);
+    vm.resize(24 * MIB);
+    let lines = vm.exec_ok("migrate-hammer", &["--rounds", rounds]);
+    println!("{vcpus} vCPUs: {}", lines[0]);
+    let status = vm.client().balloon_status().expect("an answer");
+    assert_eq!(status.actual_bytes, 24 * MIB);
+    let census = vm.exec_ok("census", &[]);
+    assert!(census.iter().any(|line| line == "0 discrepancies"), "{census:#?}");
+    vm.exec_ok("verify", &[]);
+}
+
+#[test]
+fn data_survives_while_its_pages_and_the_balloons_move() {
+    if kvm_or_skip() {
+        ["1", "2", "4"].into_iter().for_each(|vcpus| hammer(vcpus, scaled("60", "6")));
+    }
+}
+
+/// A long run, `cargo test --release -p system-tests --test kvm_migrate -- --ignored --nocapture`; the latest result is
+/// in `docs/long-runs.md`. `AEROSTAT_HAMMER_ROUNDS` makes it longer or shorter.
+#[test]
+#[ignore = "a minute for each number of vCPUs"]
+fn data_survives_a_minute_of_it() {
+    if kvm_or_skip() {
+        let rounds = std::env::var("AEROSTAT_HAMMER_ROUNDS").unwrap_or_else(|_| "20000".to_owned());
+        ["1", "2", "4"].into_iter().for_each(|vcpus| hammer(vcpus, &rounds));
+    }
+}
