@@ -87,32 +87,31 @@ fn ballooned<M: Machine>(mm: &Mm<'_, M>, pfn: Pfn) -> u64 {
     }
 }
 
-/// Ballooned pages of blocks that start in `range`.
+/// Ballooned pages in `range`, of blocks that start there.
 fn ballooned_in<M: Machine>(mm: &Mm<'_, M>, range: PfnRange) -> u64 {
-    range.iter().map(|pfn| ballooned(mm, pfn)).sum()
+    let inside = |pfn: Pfn| ballooned(mm, pfn).min(range.end().number() - pfn.number());
+    range.iter().map(inside).sum()
 }
 
 /// Moves every ballooned block out of `range`, of which meanwhile nothing is handed out.
+/// `None`: somebody else has set it aside.
 fn evacuate<M: Machine>(mm: &Mm<'_, M>, range: PfnRange) -> Option<(MigrateStats, u64)> {
     let aside = mm.memory().isolate_range(range).ok()?;
     let mut stats = MigrateStats::default();
-    // A block for whose order there is no destination gives one page a pass: what is left of it is
-    // smaller blocks.
-    let left = loop {
-        let before = stats.migrated + stats.released;
-        stats.add(&evacuate_once(mm, range));
-        let left = ballooned_in(mm, range);
-        if left == 0 || stats.migrated + stats.released == before {
-            break left;
+    // A block without a destination of its order was cut: its pieces come the next time.
+    for _ in 0..=Order::PAGEBLOCK.get() {
+        let before = stats.vacated();
+        empty_once(mm, range, &mut stats);
+        if stats.vacated() == before || ballooned_in(mm, range) == 0 {
+            break;
         }
-    };
+    }
+    let left = ballooned_in(mm, range);
     mm.memory().unisolate_range(aside);
     Some((stats, left))
 }
 
-/// Tries to move each ballooned block that starts in `range`.
-fn evacuate_once<M: Machine>(mm: &Mm<'_, M>, range: PfnRange) -> MigrateStats {
-    let mut stats = MigrateStats::default();
+fn empty_once<M: Machine>(mm: &Mm<'_, M>, range: PfnRange, stats: &mut MigrateStats) {
     let mut batch = MigrateBatch::<M>::new(mm);
     let mut destinations = Allocated::new(mm.memory());
     for pfn in range.iter() {
@@ -125,17 +124,16 @@ fn evacuate_once<M: Machine>(mm: &Mm<'_, M>, range: PfnRange) -> MigrateStats {
         }
     }
     stats.add(&mm.migrate_pages(&mut batch, &mut destinations, MigrateMode::Sync));
-    stats
 }
 
-/// The pageblocks of RAM, one after the other.
+/// The pageblocks that lie in RAM as a whole, one after the other.
 fn pageblocks<M: Machine>(mm: &Mm<'_, M>) -> impl Iterator<Item = PfnRange> {
-    let step = Order::PAGEBLOCK.pages();
-    mm.memory().words().regions().flat_map(move |region| {
-        let all = region.range();
-        (0..all.len().get() / step.get()).filter_map(move |n| {
-            let start = all.start().checked_add(PageCount::new(n * step.get()))?;
-            PfnRange::from_start(start, step)
+    let order = Order::PAGEBLOCK;
+    mm.memory().words().regions().map(|region| region.range()).flat_map(move |all| {
+        (0..=all.len().get() / order.pages().get()).filter_map(move |n| {
+            let start = all.start().align_down(order.get());
+            let start = start.checked_add(PageCount::new(n * order.pages().get()))?;
+            PfnRange::from_start(start, order.pages()).filter(|&block| all.contains_range(block))
         })
     })
 }
@@ -167,7 +165,8 @@ fn alone<M: Machine>(ctx: &mut Ctx<'_, '_, M>, pages: u64) -> Outcome {
             blocks += 1;
             if moved.failed() + moved.kept == 0 {
                 check_eq(left, 0, "ballooned pages left in a block")?;
-                check_eq(moved.migrated + moved.released, there, "ballooned pages that left it")?;
+                // A block that ends beyond it may have moved whole.
+                check(moved.vacated() >= there, "all ballooned pages left it")?;
             }
             ctx.serve();
         }

@@ -23,7 +23,7 @@ use crate::memory::Memory;
 use crate::mm::{Base, Mm};
 use crate::platform::{AtomicCpuSet, MAX_CPUS, Platform};
 use crate::space::AddressSpace;
-use crate::store::{PfnStore, XArrayStore};
+use crate::store::{MAX_BLOCK_ORDER, PfnStore, XArrayStore};
 use crate::testing::balloon::BalloonDevice;
 use crate::testing::mmu::{MmuAccess, PageFault};
 use crate::testing::{self, TestPlatform, set_cpu};
@@ -234,7 +234,9 @@ pub fn simulate(name: Name, args: Args, pages: u64) -> Report {
     let store = XArrayStore::new(&base.rcu, base.xa_nodes(), all);
     let shared = SharedBalloon::new(base.platform(), Patience::default());
     let mm = Mm::new(&base);
-    let options = Options { max_order: 0, ..Options::default() };
+    // Page by page, or in the largest blocks.
+    let max_order = if args.seed.is_multiple_of(2) { MAX_BLOCK_ORDER } else { 0 };
+    let options = Options { max_order, ..Options::default() };
     let driver = BalloonDriver::start(&base.memory, &store, &device, options);
     shared.install(driver.unwrap_or_else(|error| panic!("{error}")));
     mm.set_movable_ops(Kind::Offline, &shared).unwrap_or_else(|error| panic!("{error}"));
