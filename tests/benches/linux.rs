@@ -6,11 +6,11 @@
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use system_tests::binary::{aerostat, aerostat_path};
 use system_tests::host_memory::mappings;
-use system_tests::lab::{Item, Plan, Session, inside_lab, packages_missing};
+use system_tests::lab::{Item, Patience, Plan, Session, inside_lab, packages_missing};
 use system_tests::linux::{LinuxImage, images};
 use system_tests::qemu::qemu_files;
 
@@ -43,7 +43,10 @@ fn main() -> ExitCode {
     for firmware in ["bios-256k.bin", "bios-microvm.bin"] {
         files.push(format!("/usr/share/seabios/{firmware}:/usr/share/seabios/{firmware}"));
     }
-    let session = Session::start(SERIES, &Plan { files, items: vec![item] }, LIMIT_S);
+    let limit = Duration::from_secs(LIMIT_S.into());
+    // Figures of one boot only.
+    let patience = Patience { limit, silence: limit, reboots: 0 };
+    let session = Session::start(SERIES, &Plan { files, items: vec![item] }, patience);
     let ended = session.wait("bench");
     session.times();
     match ended {

@@ -6,9 +6,13 @@
 #     |a line of output, both streams
 #     @end NAME STATUS TENTHS-OF-A-SECOND
 #
+# An ENQ among them every two seconds says that L1 is alive.
+#
 # A command that hangs or dies takes nothing with it but itself; processes and files that it leaves are removed.
 [ -e /lab/.command ] || { echo "run-plan.sh: this is not L1" >&2; exit 2; }
 now() { sed 's/\.\([0-9]\).*/\1/; s/^0*\(.\)/\1/' /proc/uptime; }
+while sleep 2; do printf '\005'; done >/dev/ttyS1 &
+echo $! >/run/beat
 failed=0
 while read -r name limit command; do
   echo "@begin $name" >/dev/ttyS1

@@ -1,15 +1,17 @@
 //! The lab: a conforming hardware KVM inside an emulated machine (`tests/lab/lab.sh`, docs/lab.md).
 //!
-//! A [`Plan`] lists commands to run in L1, a [`Session`] is one boot of L1 that runs them one by one, and
+//! A [`Plan`] lists commands to run in L1, a [`Session`] has L1 run them one by one, and
 //! [`Report`] is what L1 says of each as it goes.
 
+mod boot;
 mod plan;
 mod report;
 mod session;
 
+pub use boot::packages_missing;
 pub use plan::{Item, Plan, TestBinary, test_binaries};
 pub use report::{Ended, Report};
-pub use session::{Session, packages_missing};
+pub use session::{Patience, Session};
 
 /// Whether the test itself runs inside the lab, on an emulated CPU.
 pub fn inside_lab() -> bool {

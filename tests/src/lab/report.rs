@@ -13,6 +13,9 @@ pub struct Ended {
     pub output: String,
 }
 
+/// What L1 writes between and within lines, only to say that it is alive.
+const BEAT: u8 = 0x05;
+
 /// The lines of `run-plan.sh`, as far as they have come.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -29,7 +32,7 @@ impl Report {
             if byte == b'\n' {
                 let line = std::mem::take(&mut self.partial);
                 self.line(&String::from_utf8_lossy(&line));
-            } else {
+            } else if byte != BEAT {
                 self.partial.push(byte);
             }
         }
@@ -74,6 +77,12 @@ impl Report {
     pub fn running(&self) -> Option<&str> {
         self.running.as_ref().map(|(name, _)| name.as_str())
     }
+
+    /// Forgets what has not ended: a new boot of L1 reports from here on.
+    pub fn begin_boot(&mut self) {
+        self.running = None;
+        self.partial.clear();
+    }
 }
 
 #[cfg(test)]
@@ -97,6 +106,22 @@ mod tests {
         assert_eq!((ended.status, ended.tenths), (101, 25));
         assert_eq!(ended.output, "one\n@end a::b 0 1\n");
         assert_eq!((report.ended("c"), report.running()), (None, Some("c")));
+    }
+
+    #[test]
+    fn signs_of_life_are_no_part_of_a_line() {
+        let report = report("\x05@be\x05gin a\n|o\x05ne\n\n\x05@end a 0 1\x05\n");
+        assert_eq!(report.ended("a").unwrap().output, "one\n");
+    }
+
+    #[test]
+    fn a_new_boot_runs_again_what_had_not_ended() {
+        let mut report = report("@begin a\n|one\n\n@end a 0 1\n@begin b\n|half\n|a li");
+        report.begin_boot();
+        assert_eq!(report.running(), None);
+        report.feed(b"@begin b\n|whole\n\n@end b 0 2\n");
+        assert_eq!(report.ended("a").unwrap().output, "one\n");
+        assert_eq!(report.ended("b").unwrap().output, "whole\n");
     }
 
     #[test]

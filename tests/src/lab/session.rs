@@ -1,45 +1,29 @@
-//! One boot of the lab.
+//! A plan run in the lab, however many boots of L1 that takes.
 
-use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
-
+use super::boot::Boot;
 use super::plan::Plan;
 use super::report::{Ended, Report};
-use crate::binary::workspace_root;
+use crate::kvm::say_loudly;
 
-/// Exit status with which `lab.sh` says that its packages are missing.
-const PACKAGES_MISSING: i32 = 69;
 /// How often the report is looked at.
 const POLL: Duration = Duration::from_millis(100);
-/// L1's RAM: the largest guest, the VMM and every file, which lie in RAM twice while L1 boots.
-const MEMORY_MIB: u32 = 3072;
 
-/// What the lab lacks on this host, in the words of `lab.sh` with the `apt-get` line; nothing if it can run.
-///
-/// # Panics
-/// If `lab.sh` cannot be started or complains of something else.
-pub fn packages_missing(series: &str) -> Option<String> {
-    let output = lab_sh().args(["-k", series, "-n", "--", "true"]).output().expect("lab.sh starts");
-    let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if output.status.code() == Some(PACKAGES_MISSING) {
-        return Some(complaint);
-    }
-    assert!(output.status.success(), "{complaint}");
-    None
+/// What a session bears.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For everything.
+    pub limit: Duration,
+    /// How long L1, which says every two seconds that it is alive, may be silent before it is taken to stand still.
+    pub silence: Duration,
+    /// How often an L1 that stands still is booted anew, for what it has not run to its end.
+    pub reboots: u32,
 }
 
-fn lab_sh() -> Command {
-    Command::new(workspace_root().join("tests/lab/lab.sh"))
-}
-
-/// A boot of L1 that runs a plan; its report grows while it does.
+/// A plan that runs; its report grows while it does.
 pub struct Session {
     shared: Arc<Shared>,
 }
@@ -61,43 +45,15 @@ struct State {
 }
 
 impl Session {
-    /// Boots L1 with the stock kernel of `series` and lets it run `plan` within `limit_s` seconds.
+    /// Boots L1 with the stock kernel of `series` and lets it run `plan`.
     ///
     /// # Panics
     /// If `lab.sh` cannot be started.
-    pub fn start(series: &str, plan: &Plan, limit_s: u32) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let file = |name: &str| dir.path().join(name);
-        std::fs::write(file("plan"), plan.lines()).expect("the plan is written");
-        let mut lab = lab_sh();
-        lab.args(["-k", series, "-t", &limit_s.to_string(), "-m", &MEMORY_MIB.to_string()]);
-        for var in ["AEROSTAT_BIN=/lab/aerostat", "AEROSTAT_LAB=1", "KVM_TESTS=required"] {
-            lab.args(["-e", var]);
-        }
-        lab.args(["-e", "RUST_BACKTRACE=1", "-l", "-r"]).arg(file("report"));
-        for path in &plan.files {
-            lab.args(["-f", path]);
-        }
-        lab.arg("-f")
-            .arg(workspace_root().join("tests/lab/run-plan.sh"))
-            .arg("-f")
-            .arg(file("plan"));
-        let console = File::create(file("console")).expect("a file in it");
-        // SAFETY: `prctl` is a system call without memory arguments: async-signal-safe, as the child of a fork needs.
-        unsafe { lab.pre_exec(end_with_parent) };
-        let child = lab
-            .args(["--", "sh", "/lab/run-plan.sh", "/lab/plan"])
-            .stdin(Stdio::null())
-            .stdout(console.try_clone().expect("a second handle"))
-            .stderr(console)
-            .spawn()
-            .expect("lab.sh starts");
+    pub fn start(series: &'static str, plan: &Plan, patience: Patience) -> Self {
         let shared =
             Arc::new(Shared { state: Mutex::new(State::default()), changed: Condvar::new() });
-        let follower = std::thread::spawn({
-            let shared = shared.clone();
-            move || shared.follow(child, &dir)
-        });
+        let (follower_shared, plan) = (shared.clone(), plan.clone());
+        let follower = std::thread::spawn(move || follower_shared.follow(series, plan, patience));
         shared.lock().follower = Some(follower);
         Self { shared }
     }
@@ -147,48 +103,52 @@ impl Shared {
         self.state.lock().expect("no holder panics")
     }
 
-    /// Reads the report until `lab.sh` has ended.
-    fn follow(&self, mut child: Child, dir: &TempDir) {
+    /// Runs `plan` and takes in what is reported, until it has ended or cannot go on.
+    fn follow(&self, series: &'static str, plan: Plan, patience: Patience) {
         let start = Instant::now();
-        let mut report = None;
-        loop {
-            let status = child.try_wait().expect("our own child");
-            // QEMU creates it.
-            report = report.or_else(|| File::open(dir.path().join("report")).ok());
-            let mut bytes = Vec::new();
-            if let Some(report) = &mut report {
-                report.read_to_end(&mut bytes).expect("the report is readable");
-            }
-            let mut state = self.lock();
-            state.report.feed(&bytes);
-            if let Some(status) = status {
-                let console = std::fs::read(dir.path().join("console")).unwrap_or_default();
-                state.total_s = start.elapsed().as_secs();
-                state.end = Some(format!("{status} after {} s; {}", state.total_s, tail(&console)));
-            }
-            drop(state);
-            self.changed.notify_all();
-            if status.is_some() {
-                return;
-            }
+        let mut number = 1;
+        let mut boot = Boot::start(series, &plan, patience.limit, number);
+        let end = loop {
             std::thread::sleep(POLL);
+            let ended = boot.ended();
+            self.take_in(&boot.read());
+            if let Some(status) = ended {
+                break format!("{status}; {}", boot.console_tail());
+            }
+            if boot.silence() < patience.silence {
+                continue;
+            }
+            let silence = boot.silence().as_secs();
+            let what =
+                format!("L1 of {series} stood still: silent for {silence} s; {}", boot.kill());
+            let left = patience.limit.saturating_sub(start.elapsed());
+            if number > patience.reboots || left.is_zero() {
+                break what;
+            }
+            say_loudly(&format!("{what}\nIt is booted anew for what is left of the plan."));
+            number += 1;
+            boot = Boot::start(series, &self.what_is_left_of(&plan), left, number);
+        };
+        let mut state = self.lock();
+        state.total_s = start.elapsed().as_secs();
+        state.end = Some(format!("after {} s: {end}", state.total_s));
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn take_in(&self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.lock().report.feed(bytes);
+            self.changed.notify_all();
         }
     }
-}
 
-/// Lets a session whose test process is killed end too: the death of the thread that started it is a SIGTERM.
-fn end_with_parent() -> std::io::Result<()> {
-    // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory.
-    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
+    /// What a new boot has to run: what has not ended, with what stood still first.
+    fn what_is_left_of(&self, plan: &Plan) -> Plan {
+        let report = &mut self.lock().report;
+        report.begin_boot();
+        let mut left = plan.clone();
+        left.items.retain(|item| report.ended(&item.name).is_none());
+        left
     }
-}
-
-/// The last lines of L1's console, enough for a panic with its reason above registers and stack.
-fn tail(console: &[u8]) -> String {
-    const LINES: usize = 150;
-    let text = String::from_utf8_lossy(console);
-    let lines: Vec<&str> = text.lines().collect();
-    format!("its console's end:\n{}", lines[lines.len().saturating_sub(LINES)..].join("\n"))
 }
