@@ -1,7 +1,7 @@
 //! Any device model behind its transport, with a doorbell that waits until a test lets the device look.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,14 +11,19 @@ use devices::testing::CountingIrq;
 use devices::transport::MmioTransport;
 use devices::virtio::{QueueProgress, VirtioDevice};
 use guest_mm::virtio::MmioBus;
+use vm_memory::{Bytes, GuestAddress};
 
 /// A driver's way to a device's registers, and a test's to its doorbells.
 pub struct DirectBus<D: VirtioDevice>(Rc<RefCell<Wired<D>>>);
 
 struct Wired<D: VirtioDevice> {
     transport: MmioTransport<D>,
+    ram: Arc<dyn GuestRam>,
     irq: Arc<CountingIrq>,
     kicks: BTreeSet<u16>,
+    selected: u16,
+    /// Where each queue's available ring is, below 4 GiB.
+    available: BTreeMap<u16, u64>,
 }
 
 impl<D: VirtioDevice> Clone for DirectBus<D> {
@@ -31,8 +36,9 @@ impl<D: VirtioDevice> DirectBus<D> {
     /// `device` over `ram`.
     pub fn new(device: D, ram: Arc<dyn GuestRam>) -> Self {
         let irq = Arc::new(CountingIrq::default());
-        let transport = MmioTransport::new(device, ram, irq.clone());
-        Self(Rc::new(RefCell::new(Wired { transport, irq, kicks: BTreeSet::new() })))
+        let transport = MmioTransport::new(device, ram.clone(), irq.clone());
+        let (kicks, available) = Default::default();
+        Self(Rc::new(RefCell::new(Wired { transport, ram, irq, kicks, selected: 0, available })))
     }
 
     /// Lets the device look at every queue whose doorbell has rung, until it has nothing more to do.
@@ -56,6 +62,20 @@ impl<D: VirtioDevice> DirectBus<D> {
         self.transport(|transport| act(transport.device_mut()))
     }
 
+    /// Makes the ring of `queue` contradict itself: the device asks for a reset when it looks next, which
+    /// it has reason to. Nothing happens to a device that is not running.
+    ///
+    /// # Panics
+    /// If the ring is not in RAM.
+    pub fn break_ring(&self, queue: u16) {
+        let Wired { transport, ram, kicks, available, .. } = &mut *self.0.borrow_mut();
+        let Some(ring) = available.get(&queue).filter(|_| transport.is_running()) else { return };
+        let at = GuestAddress(ring + 2);
+        let index: u16 = ram.memory().read_obj(at).expect("a ring in RAM");
+        ram.memory().write_obj(index.wrapping_add(0x4000), at).expect("a ring in RAM");
+        kicks.insert(queue);
+    }
+
     /// Interrupt edges since the beginning.
     pub fn edges(&self) -> u64 {
         self.0.borrow().irq.edges()
@@ -70,12 +90,23 @@ impl<D: VirtioDevice> MmioBus for DirectBus<D> {
     }
 
     fn write32(&self, offset: u64, value: u32) {
-        let Wired { transport, kicks, .. } = &mut *self.0.borrow_mut();
-        if offset == mmio::QUEUE_NOTIFY {
-            kicks.insert(u16::try_from(value).expect("a queue's number"));
-        } else {
-            let _progress = transport.write(offset, &value.to_le_bytes());
+        let Wired { transport, kicks, selected, available, .. } = &mut *self.0.borrow_mut();
+        match offset {
+            mmio::QUEUE_NOTIFY => {
+                kicks.insert(u16::try_from(value).expect("a queue's number"));
+                return;
+            }
+            mmio::QUEUE_SEL => *selected = u16::try_from(value).expect("a queue's number"),
+            mmio::QUEUE_DRIVER_LOW => {
+                available.insert(*selected, value.into());
+            }
+            mmio::STATUS if value == 0 => {
+                kicks.clear();
+                available.clear();
+            }
+            _ => {}
         }
+        let _progress = transport.write(offset, &value.to_le_bytes());
     }
 
     fn read8(&self, offset: u64) -> u8 {

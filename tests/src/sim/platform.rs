@@ -10,7 +10,7 @@ use abi::{PageCount, Pfn, PfnRange};
 use devices::clock::Clock;
 use devices::ram::GuestRam;
 use devices::testing::TestRam;
-use guest_mm::platform::{FaultSite, Platform};
+use guest_mm::platform::{FaultSite, MapError, Platform};
 use guest_mm::sync::HeldLocks;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -19,8 +19,10 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 /// What host and guest share: RAM, time, and which steps fail.
 pub struct SimMachine {
     ram: Arc<TestRam>,
-    /// First byte of each range of RAM in this process.
+    /// First byte of each range of RAM in this process, that of hotplug memory last.
     mappings: Vec<(PfnRange, NonNull<u8>)>,
+    /// Hotplug memory, and the blocks of it that the guest has mapped.
+    hotplug: Option<(PfnRange, Mutex<Vec<PfnRange>>)>,
     now_ns: AtomicU64,
     /// Since when real time passes; virtual time if never.
     real_since: OnceLock<Instant>,
@@ -47,10 +49,24 @@ impl SimMachine {
     /// # Panics
     /// If this process has no memory for it.
     pub fn new(pages: u64, seed: u64) -> Arc<Self> {
+        Self::with_hotplug(pages, seed, None)
+    }
+
+    /// The same with memory at `hotplug`, above it, that the guest can map later: a frame of a block
+    /// that it has not mapped is no RAM to it.
+    ///
+    /// # Panics
+    /// If this process has no memory for it.
+    pub fn with_hotplug(pages: u64, seed: u64, hotplug: Option<PfnRange>) -> Arc<Self> {
         let half = pages / 2 * abi::PAGE_SIZE;
         let bytes = usize::try_from(half).expect("a small machine");
         let hole = half.next_multiple_of(4 << 20) + (8 << 20);
-        let ram = Arc::new(TestRam::new(&[(0, bytes), (hole, bytes)]));
+        let mut ranges = vec![(0, bytes), (hole, bytes)];
+        ranges.extend(hotplug.map(|range| {
+            let bytes = usize::try_from(range.len().bytes()).expect("a small region");
+            (range.start().gpa(), bytes)
+        }));
+        let ram = Arc::new(TestRam::new(&ranges));
         let map = |range: &PfnRange| {
             let at = GuestAddress(range.start().gpa());
             let host = ram.memory().get_host_address(at).expect("a range of RAM is mapped");
@@ -60,6 +76,7 @@ impl SimMachine {
         Arc::new(Self {
             ram,
             mappings,
+            hotplug: hotplug.map(|range| (range, Mutex::default())),
             now_ns: AtomicU64::new(0),
             real_since: OnceLock::new(),
             faults_one_in: AtomicU64::new(0),
@@ -74,6 +91,19 @@ impl SimMachine {
     /// RAM as devices see it; discarding zeroes it.
     pub fn ram(&self) -> Arc<TestRam> {
         self.ram.clone()
+    }
+
+    /// The RAM that a boot map names.
+    pub fn boot_ram(&self) -> Vec<PfnRange> {
+        let ranges = self.mappings.iter().map(|(range, _)| *range);
+        ranges.filter(|range| self.hotplug.as_ref().is_none_or(|(hot, _)| hot != range)).collect()
+    }
+
+    fn is_mapped(&self, pfn: Pfn) -> bool {
+        self.hotplug.as_ref().is_none_or(|(range, mapped)| {
+            !range.contains(pfn)
+                || mapped.lock().expect("one thread").iter().any(|block| block.contains(pfn))
+        })
     }
 
     /// Lets time pass.
@@ -125,6 +155,7 @@ pub struct SimPlatform(pub Arc<SimMachine>);
 unsafe impl Platform for SimPlatform {
     fn frame_ptr(&self, pfn: Pfn) -> NonNull<u8> {
         let found = self.0.mappings.iter().find(|(range, _)| range.contains(pfn));
+        let found = found.filter(|_| self.0.is_mapped(pfn));
         let (range, start) = found.unwrap_or_else(|| panic!("{pfn:?} is not RAM"));
         let offset = usize::try_from(pfn.gpa() - range.start().gpa()).expect("inside a mapping");
         // SAFETY: `pfn` lies in the range, so the offset in its mapping.
@@ -135,7 +166,7 @@ unsafe impl Platform for SimPlatform {
         self.0.mappings.iter().find_map(|(range, start)| {
             let offset = address.checked_sub(start.addr().get())? as u64 / abi::PAGE_SIZE;
             let pfn = range.start().checked_add(PageCount::new(offset))?;
-            range.contains(pfn).then_some(pfn)
+            (range.contains(pfn) && self.0.is_mapped(pfn)).then_some(pfn)
         })
     }
 
@@ -159,6 +190,18 @@ unsafe impl Platform for SimPlatform {
         if let Some(moves) = &mut *self.0.waiting.borrow_mut() {
             moves();
         }
+    }
+
+    fn map_block(&self, block: PfnRange, _table: Pfn) -> Result<(), MapError> {
+        let hotplug = self.0.hotplug.as_ref().filter(|(range, _)| range.contains_range(block));
+        let (_, mapped) = hotplug.ok_or(MapError::OutOfReach(block))?;
+        mapped.lock().expect("one thread").push(block);
+        Ok(())
+    }
+
+    unsafe fn unmap_block(&self, block: PfnRange, _table: Pfn, _heir: Option<Pfn>) {
+        let (_, mapped) = self.0.hotplug.as_ref().expect("it was mapped");
+        mapped.lock().expect("one thread").retain(|other| *other != block);
     }
 
     fn held_locks(&self) -> Option<&HeldLocks> {
