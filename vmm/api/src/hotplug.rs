@@ -10,7 +10,7 @@ use crate::balloon::{DriverState, FeatureSet, Operation};
 pub struct MemoryHotplugConfig {
     /// Most hotplug memory that there can be, in MiB: a multiple of `slot_size_mib`.
     pub total_size_mib: u64,
-    /// What the guest plugs and unplugs at a time, in MiB: a power of two from 2 on.
+    /// What the guest plugs and unplugs at a time, in MiB: a power of two from 2 to 2048.
     #[serde(default = "default_block_size_mib")]
     pub block_size_mib: u64,
     /// What the host opens to the guest and closes at a time, in MiB: a multiple of `block_size_mib`.

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use abi::PageCount;
-use abi::platform::MAX_HOTPLUG_BYTES;
+use abi::platform::{HOTPLUG_ALIGN_BYTES, MAX_HOTPLUG_BYTES};
 
 /// Smallest block, as in Firecracker: what a guest can plug and unplug at a time.
 pub const MIN_BLOCK_BYTES: u64 = 2 << 20;
+/// Largest block: the region begins at a multiple of it, however much RAM lies below.
+pub const MAX_BLOCK_BYTES: u64 = HOTPLUG_ALIGN_BYTES;
 /// Block size unless another is asked for, as in Firecracker.
 pub const DEFAULT_BLOCK_BYTES: u64 = 2 << 20;
 /// Slot size unless another is asked for, as in Firecracker.
@@ -43,7 +45,8 @@ impl HotplugConfig {
     /// [`HotplugError`].
     pub fn validate(&self) -> Result<(), HotplugError> {
         let Self { total_bytes, block_bytes, slot_bytes, .. } = *self;
-        if block_bytes < MIN_BLOCK_BYTES || !block_bytes.is_power_of_two() {
+        let is_possible = (MIN_BLOCK_BYTES..=MAX_BLOCK_BYTES).contains(&block_bytes);
+        if !is_possible || !block_bytes.is_power_of_two() {
             return Err(HotplugError::Block { block_bytes });
         }
         if slot_bytes == 0 || !slot_bytes.is_multiple_of(block_bytes) {
@@ -72,7 +75,7 @@ impl HotplugConfig {
 pub enum HotplugError {
     /// Block size.
     #[error(
-        "Hotplug memory in blocks of {block_bytes} B is not possible; allowed: powers of two from {MIN_BLOCK_BYTES} B (2 MiB) on"
+        "Hotplug memory in blocks of {block_bytes} B is not possible; allowed: powers of two from {MIN_BLOCK_BYTES} B (2 MiB) to {MAX_BLOCK_BYTES} B (2 GiB)"
     )]
     Block {
         /// What was asked.
@@ -138,5 +141,26 @@ mod tests {
         }
         let strict = HotplugConfig { block_bytes: 128 * MIB, ..good };
         assert_eq!(strict.validate(), Ok(()));
+    }
+
+    /// Blocks of 4 GiB were taken, and then did not fit the region, which begins at 6 GiB beside 5 GiB of RAM: the VM did not start.
+    #[test]
+    fn no_block_is_larger_than_what_the_region_begins_at_a_multiple_of() {
+        let of = |gib: u64| HotplugConfig {
+            total_bytes: 64 << 30,
+            block_bytes: gib << 30,
+            slot_bytes: gib << 30,
+            ..HotplugConfig::of_size(1 << 30)
+        };
+        assert_eq!(of(2).validate(), Ok(()));
+        for gib in [4, 64] {
+            let refused = of(gib).validate().expect_err("refused");
+            assert_eq!(refused, HotplugError::Block { block_bytes: gib << 30 });
+            assert!(refused.to_string().contains("2147483648 B (2 GiB)"), "{refused}");
+        }
+        for ram in [4096, (3 << 30) + 4096, 5 << 30, 64 << 30] {
+            let region = guest_ram::hotplug_range(ram, 64 << 30).expect("a region");
+            assert!(region.start().gpa().is_multiple_of(MAX_BLOCK_BYTES), "{region:?}");
+        }
     }
 }
