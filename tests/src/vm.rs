@@ -18,6 +18,9 @@ use crate::lab::inside_lab;
 /// has taken a second there while the host was busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Between two looks.
+const POLL: Duration = Duration::from_millis(2);
+
 /// Polls `probe` until it gives a value.
 ///
 /// # Panics
@@ -37,7 +40,7 @@ pub fn poll_for<T>(patience: Duration, mut probe: impl FnMut() -> Option<T>) -> 
         if start.elapsed() >= patience {
             return None;
         }
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(POLL);
     }
 }
 
@@ -199,23 +202,40 @@ impl TestVm {
     /// Waits until resize operation `id` has reached its target; stalls on the way there are waited out.
     ///
     /// # Panics
-    /// If it is unknown, or ends in another way, or not at all.
+    /// If it is unknown, or ends in another way, or goes no further for a minute.
     pub fn finish_resize(&self, id: u64) -> Operation {
-        self.finish(|client| client.operation(Some(id)))
+        let followed = self.follow(PATIENCE, |client| client.operation(Some(id)));
+        followed.unwrap_or_else(|last| panic!("goes no further: {last:?}\n{}", self.output()))
     }
 
-    fn finish(&self, ask: impl Fn(&Client) -> Result<Option<Operation>, ClientError>) -> Operation {
-        let mut last = None;
-        let reached = poll_for(PATIENCE, || {
+    /// Waits until an operation has reached its target. `Err`: it went no further for `patience`, however long it
+    /// went before.
+    fn follow(
+        &self,
+        patience: Duration,
+        ask: impl Fn(&Client) -> Result<Option<Operation>, ClientError>,
+    ) -> Result<Operation, Operation> {
+        let (mut progressed, mut nearest) = (Instant::now(), u64::MAX);
+        loop {
             let operation = ask(&self.client).expect("an answer").expect("known");
-            let state = operation.state;
-            last = Some(operation);
-            (state != OperationState::Running && state != OperationState::Stalled).then_some(state)
-        });
-        let last = last.expect("looked at least once");
-        assert_eq!(reached, Some(OperationState::Reached), "{last:?}\n{}", self.output());
-        assert_eq!(last.actual_bytes, last.target_bytes, "{last:?}");
-        last
+            match operation.state {
+                OperationState::Reached => {
+                    assert_eq!(operation.actual_bytes, operation.target_bytes, "{operation:?}");
+                    return Ok(operation);
+                }
+                OperationState::Running | OperationState::Stalled => {}
+                OperationState::TimedOut | OperationState::Superseded => {
+                    panic!("it ended without its target: {operation:?}\n{}", self.output())
+                }
+            }
+            if operation.deficit_bytes < nearest {
+                (progressed, nearest) = (Instant::now(), operation.deficit_bytes);
+            }
+            if progressed.elapsed() >= patience {
+                return Err(operation);
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     /// Resizes the balloon and waits until it has exactly that size.
@@ -231,9 +251,22 @@ impl TestVm {
     /// # Panics
     /// If it does not come to that.
     pub fn resize_hotplug(&self, bytes: u64) -> Operation {
+        let followed = self.try_resize_hotplug(bytes, PATIENCE);
+        followed.unwrap_or_else(|last| panic!("goes no further: {last:?}\n{}", self.output()))
+    }
+
+    /// The same. `Err`: how it stood when it had gone no further for `patience`; it is still requested.
+    ///
+    /// # Panics
+    /// If the VMM refuses the size, or the operation ends in another way.
+    pub fn try_resize_hotplug(
+        &self,
+        bytes: u64,
+        patience: Duration,
+    ) -> Result<Operation, Operation> {
         let request = OperationRequest { target_bytes: bytes, timeout_ms: None };
         let begun = self.client.begin_hotplug_operation(&request).expect("a valid size");
-        self.finish(|client| client.hotplug_operation(Some(begun.id)))
+        self.follow(patience, |client| client.hotplug_operation(Some(begun.id)))
     }
 
     /// Bytes of host memory behind a region of `region_bytes` of hotplug memory on anonymous memory, read from the kernel

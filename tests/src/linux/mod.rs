@@ -4,6 +4,7 @@
 //! commands. Linux needs a conforming KVM: in the lab, or on a host whose KVM is hardware.
 
 mod balloon;
+mod hotplug;
 mod image;
 
 use std::cell::Cell;
