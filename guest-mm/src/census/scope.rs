@@ -67,9 +67,6 @@ impl<S: PfnStore> CensusStore for S {
 
 /// Compares the books in `scope` with what the walk counted.
 pub(super) fn check<P: Platform>(memory: &Memory<P>, census: &mut Census, scope: &CensusScope<'_>) {
-    for claim in scope.balloons {
-        check_balloon(memory, census, claim);
-    }
     for (i, cache) in scope.caches.iter().enumerate().take(MAX_CACHES) {
         let stats = cache.stats(memory);
         let count = census.slabs[i];
@@ -79,6 +76,10 @@ pub(super) fn check<P: Platform>(memory: &Memory<P>, census: &mut Census, scope:
             cached: stats.in_use,
             counted: count.in_use,
         });
+    }
+    // After the caches: a look into a store that is an XArray frees nodes of it that waited for their readers.
+    for claim in scope.balloons {
+        check_balloon(memory, census, claim);
     }
 }
 

@@ -6,8 +6,11 @@ use super::*;
 use crate::buddy::Gfp;
 use crate::memdesc::{Block, BlockKind, Buddy, Link, Memdesc, Pcp, Word};
 use crate::memory::Memory;
+use crate::rcu::Rcu;
 use crate::slab::{KmemCache, SlabOptions};
+use crate::store::{self, PfnStore, Reservation, XArrayStore};
 use crate::testing::{TestPlatform, memory};
+use crate::xarray::SlabNodes;
 
 fn set(memory: &Memory<TestPlatform>, pfn: Pfn, to: Memdesc) {
     let cell = memory.words().cell(pfn).unwrap();
@@ -193,6 +196,46 @@ fn store_words_and_actual_must_agree() {
     foreign[0].0 = free_block(&memory).0;
     let found = balloon_discrepancies(&memory, &Listed(foreign), 32, 0);
     assert!(matches!(found[..], [Discrepancy::StoreEntry(..)]), "{found:?}");
+}
+
+/// Frees the balloon's block at `pfn` while somebody reads the store: its nodes wait.
+fn deflate_below_a_reader<S: PfnStore>(
+    memory: &Memory<TestPlatform>,
+    rcu: &Rcu,
+    store: &S,
+    pfn: Pfn,
+) {
+    let reader = rcu.read(0);
+    store.remove(pfn);
+    let block = memory.claim_offline(pfn, DriverId::BALLOON).unwrap();
+    memory.free_frozen(memory.online(block).unwrap());
+    drop(reader);
+}
+
+/// So a census said that the cache of nodes and its slabs differ, whenever nodes had waited.
+#[test]
+fn nodes_that_a_look_into_the_store_frees_are_no_discrepancy() {
+    let memory = memory(4096);
+    let cache = SlabNodes::cache(&memory).unwrap();
+    let (rcu, all) = (Rcu::new(), crate::testing::range(0, 4096));
+    let store = XArrayStore::new(&rcu, SlabNodes::new(&memory, &cache, Gfp::KERNEL), all);
+    let frames = memory.alloc_frozen(Order::ZERO, Gfp::MOVABLE).unwrap();
+    let head = frames.head();
+    store.reserve().unwrap().commit(store::Block::new(head, 0).unwrap()).unwrap();
+    let block = memory.make_offline(frames, DriverId::BALLOON).unwrap();
+    memory.park(block).unwrap();
+    let nodes = cache.stats(&memory).in_use;
+    deflate_below_a_reader(&memory, &rcu, &store, head);
+    assert_eq!(cache.stats(&memory).in_use, nodes, "they wait");
+    let none = PageCount::ZERO;
+    let driver = DriverId::BALLOON;
+    let claim = BalloonClaim { driver, store: &store, actual: none, in_flight: none };
+    let scope = CensusScope { balloons: &[claim], caches: &[&cache] };
+    let census = memory.census_of(&scope);
+    assert!(cache.stats(&memory).in_use < nodes, "the look has freed them");
+    assert!(census.is_consistent(), "{:?}", census.discrepancies());
+    drop(store);
+    cache.shrink(&memory);
 }
 
 #[test]
