@@ -69,7 +69,7 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
     }
 
     /// Looks behind a block that cannot be had now.
-    fn pass_over(&mut self, failure: ClaimFailure) {
+    pub(super) fn pass_over(&mut self, failure: ClaimFailure) {
         let block = match failure {
             ClaimFailure::Nothing => return,
             ClaimFailure::Isolated(block) => {

@@ -10,6 +10,7 @@ use abi::PageCount;
 use abi::balloon::feature;
 
 use super::driver::{BalloonDriver, BalloonError, Direction};
+use super::frames::ClaimFailure;
 use super::reset::Phase;
 use crate::memdesc::Order;
 use crate::platform::Platform;
@@ -73,6 +74,15 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
         PageCount::new(freed)
     }
 
+    /// Whether [`Self::deflate_on_oom`] may have pages later that it could not have now: migration
+    /// has isolated them, the host is about to take them, or it has not answered yet.
+    pub fn may_give_later(&self) -> bool {
+        self.may_deflate_on_oom()
+            && matches!(self.phase, Phase::Running { .. })
+            && !self.watchdog.has_expired()
+            && self.frames.store.blocks() != 0
+    }
+
     /// Claims blocks and puts them into the ring.
     fn tell_of_oom_pages(&mut self) -> Result<(), QueueError> {
         let memory = self.frames.memory;
@@ -81,12 +91,25 @@ impl<P: Platform, B: MmioBus, S: PfnStore> BalloonDriver<'_, P, B, S> {
         while self.settle_used()? == super::driver::Stage::More {}
         let now = self.now();
         let mut told = PageCount::ZERO;
+        let mut passed = 0;
         while let Some(order) = self.next_oom_order(OOM_PAGES.saturating_sub(told)) {
-            let Ok(claimed) = self.frames.claim(self.claim_from, order) else { break };
-            if !self.tell_host(claimed, now) {
-                break;
+            match self.frames.claim(self.claim_from, order) {
+                Ok(claimed) => {
+                    if !self.tell_host(claimed, now) {
+                        break;
+                    }
+                    told = told.saturating_add(claimed.block.pages());
+                }
+                Err(ClaimFailure::Nothing) => break,
+                // Migration has this one, and perhaps some more: not all of them.
+                Err(failure) => {
+                    self.pass_over(failure);
+                    passed += 1;
+                    if passed > self.frames.store.blocks() {
+                        break;
+                    }
+                }
             }
-            told = told.saturating_add(claimed.block.pages());
         }
         if let Err(group) = self.deflate.seal(false) {
             self.unclaim_group(group);

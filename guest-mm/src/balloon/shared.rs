@@ -20,7 +20,7 @@ use crate::virtio::MmioBus;
 /// How long others than the main loop wait for the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// Whoever is out of memory, nanoseconds.
+    /// Whoever is out of memory, for the device and for pages that others are moving, nanoseconds.
     pub oom_ns: u64,
     /// Whoever migrates, nanoseconds.
     pub migrate_ns: u64,
@@ -28,7 +28,9 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { oom_ns: 1_000_000_000, migrate_ns: 1_000_000_000 }
+        // Somebody is killed for it if the device comes too late: it has as long as it may be silent at all
+        // (`Options::ack_timeout_ns`). A page that does not move costs nobody anything.
+        Self { oom_ns: 10_000_000_000, migrate_ns: 1_000_000_000 }
     }
 }
 
@@ -109,7 +111,17 @@ impl<'m, P: Platform, B: MmioBus, S: PfnStore> SharedBalloon<'m, P, B, S> {
 impl<P: Platform, B: MmioBus + Send, S: PfnStore> OomNotifier for SharedBalloon<'_, P, B, S> {
     fn out_of_memory(&self) -> u64 {
         let mut wait = self.waiting(self.patience.oom_ns);
-        self.with(|driver| driver.deflate_on_oom(&mut wait)).map_or(0, |pages| pages.get())
+        loop {
+            let given = self.with(|driver| {
+                let pages = driver.deflate_on_oom(&mut wait).get();
+                (pages, driver.may_give_later())
+            });
+            let (pages, may_give_later) = given.unwrap_or((0, false));
+            // Without the lock: who has isolated all that is left cannot move it without.
+            if pages > 0 || !may_give_later || !wait() {
+                return pages;
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod migrate;
 mod moves;
 mod oom;
 mod resets;
+mod shared;
 
 use std::collections::BTreeSet;
 use std::vec::Vec;

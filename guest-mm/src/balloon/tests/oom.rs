@@ -138,6 +138,22 @@ fn isolated_blocks_are_not_waited_for() {
 }
 
 #[test]
+fn blocks_that_migration_has_do_not_keep_the_others_in_the_balloon() {
+    with_rig(PAGES, order_zero(), |rig| {
+        rig.inflate_to(300);
+        let isolated: Vec<_> =
+            rig.blocks().iter().take(40).map(|found| rig.isolate(found.block.head())).collect();
+        assert_eq!(rig.run_out_of_memory(), OOM_PAGES.get());
+        assert_eq!(rig.run_out_of_memory(), 300 - 40 - OOM_PAGES.get());
+        assert_eq!(rig.run_out_of_memory(), 0);
+        for block in isolated {
+            rig.memory.putback(block).unwrap();
+        }
+        assert_eq!(rig.run_out_of_memory(), 40);
+    });
+}
+
+#[test]
 fn a_device_that_breaks_the_rules_costs_a_reset_and_no_page() {
     with_rig(PAGES, Options::default(), |rig| {
         rig.inflate_to(1024);
