@@ -1,4 +1,4 @@
-//! Arguments of a scenario: `NAME [--seed N] [--cpus N] [--rounds N] …`.
+//! Arguments of a scenario: `NAME [--seed N] [--cpus N] [--rounds N] [--seconds N] …`.
 
 use super::Spec;
 use crate::platform::MAX_CPUS;
@@ -12,13 +12,15 @@ pub struct Args {
     pub cpus: Option<usize>,
     /// How often it does what it does; its own default unless given.
     pub rounds: Option<u64>,
+    /// How long it goes on at least; by rounds alone unless given.
+    pub seconds: Option<u64>,
     /// The fault to be built in, which the scenario must notice.
     pub mutant: Option<Mutant>,
 }
 
 impl Default for Args {
     fn default() -> Self {
-        Self { seed: 1, cpus: None, rounds: None, mutant: None }
+        Self { seed: 1, cpus: None, rounds: None, seconds: None, mutant: None }
     }
 }
 
@@ -40,8 +42,10 @@ impl Mutant {
 
 /// Most rounds that can be asked for.
 pub const MAX_ROUNDS: u64 = 1_000_000_000;
+/// Longest time that can be asked for.
+pub const MAX_SECONDS: u64 = 3600;
 /// Options that there are.
-const OPTIONS: usize = 4;
+const OPTIONS: usize = 5;
 
 impl Args {
     /// Reads the arguments of a scenario; `None` if one is unknown, given twice,
@@ -71,6 +75,10 @@ impl Args {
                 let rounds = number(value)?;
                 self.rounds = Some((1..=MAX_ROUNDS).contains(&rounds).then_some(rounds)?);
             }
+            "--seconds" if spec.has_seconds => {
+                let seconds = number(value)?;
+                self.seconds = Some((1..=MAX_SECONDS).contains(&seconds).then_some(seconds)?);
+            }
             "--mutant" => {
                 let mut known = spec.mutants.iter().copied();
                 self.mutant = Some(known.find(|mutant| mutant.name() == value)?);
@@ -91,8 +99,9 @@ fn number(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const PLAIN: Spec = Spec { name: "plain", summary: "", mutants: &[] };
-    const KILLS: Spec = Spec { name: "kills", summary: "", mutants: &[Mutant::NoRecheck] };
+    const PLAIN: Spec = Spec { name: "plain", summary: "", mutants: &[], has_seconds: false };
+    const KILLS: Spec = Spec { name: "kills", mutants: &[Mutant::NoRecheck], ..PLAIN };
+    const LONG: Spec = Spec { name: "long", has_seconds: true, ..PLAIN };
 
     #[test]
     fn good_arguments_are_read() {
@@ -101,6 +110,8 @@ mod tests {
         assert_eq!(args, Some(Args { seed: 7, cpus: Some(2), ..Args::default() }));
         let args = Args::parse(&KILLS, &["--mutant", "no-recheck", "--rounds", "9"]);
         let mutant = Some(Mutant::NoRecheck);
+        let long = Args::parse(&LONG, &["--seconds", "3600"]);
+        assert_eq!(long, Some(Args { seconds: Some(3600), ..Args::default() }));
         assert_eq!(args, Some(Args { rounds: Some(9), mutant, ..Args::default() }));
     }
 
@@ -117,11 +128,14 @@ mod tests {
             &["--cpus", "5"],
             &["--rounds", "0"],
             &["--mutant", "no-recheck"],
+            &["--seconds", "1"],
             &["1"],
             &["--frobnicate", "1"],
         ] {
             assert_eq!(Args::parse(&PLAIN, words), None, "{words:?}");
         }
         assert_eq!(Args::parse(&KILLS, &["--mutant", "no-such"]), None);
+        assert_eq!(Args::parse(&LONG, &["--seconds", "0"]), None);
+        assert_eq!(Args::parse(&LONG, &["--seconds", "3601"]), None);
     }
 }

@@ -78,7 +78,7 @@ fn wait_for<M: Machine>(ctx: &mut Ctx<'_, '_, M>, pages: u64) -> Outcome {
 }
 
 /// Pages of the balloon's block that starts at `pfn`; 0 if none does.
-fn ballooned<M: Machine>(mm: &Mm<'_, M>, pfn: Pfn) -> u64 {
+pub(super) fn ballooned<M: Machine>(mm: &Mm<'_, M>, pfn: Pfn) -> u64 {
     match mm.memory().words().decode(pfn) {
         Ok(Memdesc::Offline(block)) if block.driver == DriverId::BALLOON => {
             block.order.pages().get()
@@ -200,13 +200,15 @@ fn beside_users<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     let done = AtomicU64::new(0);
     ctx.run_on(users + 1, &|thread| {
         if thread == users {
+            // Through all blocks at least once after the users have ended: as fast as they may be.
             loop {
+                let is_over = done.load(Ordering::Relaxed) == users as u64;
                 for block in pageblocks(mm) {
                     evacuate(mm, block);
                     mm.platform().yield_now();
-                    if done.load(Ordering::Relaxed) == users as u64 {
-                        return Ok(());
-                    }
+                }
+                if is_over {
+                    return Ok(());
                 }
             }
         }
@@ -281,27 +283,34 @@ fn want<M: Machine>(mm: &Mm<'_, M>, pages: u64, tag: u64) -> Outcome {
     process.expect(there, pages, tag)
 }
 
-/// Moves ballooned pages wherever they are, a batch at a time, until `is_over`.
+/// Moves ballooned pages wherever they are, a batch at a time, until `is_over`, and once more: users who are faster
+/// than this, and have the balloon's lock most of the time, may leave no turn to it before they end.
 fn move_until<M: Machine>(mm: &Mm<'_, M>, is_over: &dyn Fn() -> bool) -> Outcome {
-    let mut destinations = Allocated::new(mm.memory());
     loop {
-        for range in mm.memory().words().regions().map(|region| region.range()) {
-            let mut batch = MigrateBatch::<M>::new(mm);
-            for pfn in range.iter().filter(|&pfn| ballooned(mm, pfn) > 0) {
-                let _isolated = mm.isolate_for_migration(pfn, &mut batch);
-                if batch.is_full() {
-                    mm.migrate_pages(&mut batch, &mut destinations, MigrateMode::Async);
-                    mm.platform().yield_now();
-                    if is_over() {
-                        return Ok(());
-                    }
-                }
-            }
-            mm.migrate_pages(&mut batch, &mut destinations, MigrateMode::Async);
-        }
-        mm.platform().yield_now();
-        if is_over() {
+        let is_last = is_over();
+        move_all(mm, &|| !is_last && is_over());
+        if is_last {
             return Ok(());
         }
+    }
+}
+
+/// Moves every ballooned page that can be moved, unless it `is_over` before.
+fn move_all<M: Machine>(mm: &Mm<'_, M>, is_over: &dyn Fn() -> bool) {
+    let mut destinations = Allocated::new(mm.memory());
+    for range in mm.memory().words().regions().map(|region| region.range()) {
+        let mut batch = MigrateBatch::<M>::new(mm);
+        for pfn in range.iter().filter(|&pfn| ballooned(mm, pfn) > 0) {
+            let _isolated = mm.isolate_for_migration(pfn, &mut batch);
+            if batch.is_full() {
+                mm.migrate_pages(&mut batch, &mut destinations, MigrateMode::Async);
+                mm.platform().yield_now();
+                if is_over() {
+                    return;
+                }
+            }
+        }
+        mm.migrate_pages(&mut batch, &mut destinations, MigrateMode::Async);
+        mm.platform().yield_now();
     }
 }

@@ -43,7 +43,7 @@ mod zsmalloc_migrate;
 
 use core::fmt;
 
-pub use args::{Args, MAX_ROUNDS, Mutant};
+pub use args::{Args, MAX_ROUNDS, MAX_SECONDS, Mutant};
 pub use bench::Samples;
 pub use digest::Digest;
 pub use failure::{Failure, OrFail, check, check_eq, check_err};
@@ -138,11 +138,16 @@ pub struct Spec {
     pub summary: &'static str,
     /// Faults that it can be asked to build in.
     pub mutants: &'static [Mutant],
+    /// Whether it can be told how long to go on.
+    pub has_seconds: bool,
 }
 
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} [--seed N] [--cpus N] [--rounds N]", self.name)?;
+        if self.has_seconds {
+            f.write_str(" [--seconds N]")?;
+        }
         self.mutants.iter().try_for_each(|mutant| write!(f, " [--mutant {}]", mutant.name()))
     }
 }
@@ -240,7 +245,7 @@ impl Name {
         };
         let mutants: &[Mutant] =
             if matches!(self, Self::GupStress) { &[Mutant::NoRecheck] } else { &[] };
-        Spec { name, summary, mutants }
+        Spec { name, summary, mutants, has_seconds: matches!(self, Self::MigrateHammer) }
     }
 }
 
