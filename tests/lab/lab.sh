@@ -39,8 +39,8 @@ version=${kernel#/boot/vmlinuz-}
 . "$here/archive.sh"
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/aerostat-lab.XXXXXX")
-qemu=
-trap 'kill $qemu 2>/dev/null || true; rm -rf "$work"' EXIT
+qemu= keys=
+trap 'kill $qemu $keys 2>/dev/null || true; rm -rf "$work"' EXIT
 trap 'exit 143' TERM INT HUP
 root=$work/root
 mkdir -p "$root"/{bin,dev,proc,sys,tmp,lab,m,run,etc,root}
@@ -73,18 +73,25 @@ tsc=
 if cc -O1 -o "$work/tsc-khz" "$here/tsc-khz.c" 2>/dev/null; then tsc=tsc_early_khz=$("$work/tsc-khz"); fi
 # XSAVE is withheld since TCG does not intercept XSETBV: KVM would never learn of a guest's XCR0. The model is one without the
 # errata of TCG's own, for which Linux has a costly idle routine.
-mkfifo "$work/console"
+mkfifo "$work/console" "$work/monitor.in" "$work/monitor.out"
 sed -u 's/\r//g' <"$work/console" | tee "$work/out" &
+# TCG loses an interrupt once in many million exits from L2: VMRUN and #VMEXIT change the CPU's pending requests without the lock
+# under which devices add theirs. A CPU that idles then sleeps for good on a timer that has expired, unless another interrupt makes
+# the APIC look again: here that of a key every few seconds.
+cat "$work/monitor.out" >/dev/null &
+while sleep 5; do echo 'sendkey ctrl'; done >"$work/monitor.in" 2>/dev/null &
+keys=$!
 # shellcheck disable=SC2086 # $more is several arguments
 timeout "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max,+svm,+npt,-xsave,family=25,model=1,stepping=1 \
   -m "$mem" -smp "$cpus" -M q35,hpet=on,smbus=off,sata=off,usb=off,vmport=off -nodefaults -no-user-config -no-reboot \
-  -display none -serial stdio -serial "$results" -kernel "$kernel" -initrd "$work/l1.cpio" \
+  -chardev pipe,id=keys,path="$work/monitor" -mon keys -display none -serial stdio -serial "$results" -kernel "$kernel" -initrd "$work/l1.cpio" \
   -append "console=ttyS0 panic=-1 reboot=t nokaslr quiet mitigations=off init_on_alloc=0 no_timer_check $tsc $extra" \
   $more </dev/null >"$work/console" 2>"$work/err" &
 qemu=$!
 # In the background, so that a signal to this script ends QEMU at once.
 wait "$qemu" || true
 qemu=
+kill "$keys" 2>/dev/null || true
 wait
 status=$(sed -n 's/^LAB-EXIT \([0-9]*\)$/\1/p' "$work/out" | tail -n 1)
 if [ -z "$status" ]; then

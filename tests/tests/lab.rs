@@ -13,8 +13,8 @@ use system_tests::lab::{Ended, Item, Patience, Plan, Session, packages_missing, 
 
 /// Series of stock kernels to run under.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
-/// What a session bears: several times what it takes on two busy cores, since only a hang of L1 must exceed it. Once in dozens of
-/// boots the emulated machine loses an interrupt and stands still for good; a second time is more than bad luck.
+/// What a session bears: several times what it takes on two busy cores, since only a hang of L1 must exceed it. The emulated machine
+/// has stood still for good before (docs/lab.md says why); a second time in one session is more than bad luck.
 const PATIENCE: Patience =
     Patience { limit: Duration::from_mins(45), silence: Duration::from_mins(3), reboots: 1 };
 
