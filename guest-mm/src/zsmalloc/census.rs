@@ -4,12 +4,12 @@ use core::fmt;
 
 use abi::Pfn;
 
-use super::class::CLASSES;
+use super::class::{ALL as ALL_CLASSES, CLASSES};
 use super::handle::ZsHandle;
 use super::lists::Fullness;
 use super::pool::PoolState;
 use super::registry::ZsPool;
-use super::zspage::{Contents, Header, Zspage, zpdesc_of, zspage_at};
+use super::zspage::{Contents, Header, Zspage, zpdesc_of};
 use crate::mm::Mm;
 use crate::platform::Platform;
 use crate::sync::shim::Ordering;
@@ -73,7 +73,7 @@ impl fmt::Display for ZsDiscrepancy {
     }
 }
 
-/// What a census of pools found. Exact when nobody allocates, frees or migrates.
+/// What a census of pools found. Exact when nobody allocates, frees or compacts; sound whoever does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ZsCensus {
     /// Pools.
@@ -137,15 +137,11 @@ impl<P: Platform> PoolState<'_, P> {
             });
         }
         let mut named = 0;
-        self.handles.for_each_used(&mut |handle, at| {
+        self.handles.for_each_used(&mut |handle| {
+            // Or freed meanwhile.
+            let Ok((class, object, mut body)) = self.locked_object(handle) else { return };
             named += 1;
-            // SAFETY: a used entry names a zspage in use: everything is quiet.
-            let zspage = unsafe { zspage_at(at.zspage) };
-            let class = zspage.class.load(Ordering::Relaxed) as usize;
-            let guard = self.lock_class(class);
-            let mut body = zspage.body.lock(self.base.platform());
-            let found = self.contents(guard.class, &mut body).header(at.object);
-            if found != Header::of(handle) {
+            if self.contents(&ALL_CLASSES[class], &mut body).header(object) != Header::of(handle) {
                 wrong(ZsDiscrepancy::Handle(handle));
             }
         });
@@ -171,7 +167,7 @@ impl<P: Platform> PoolState<'_, P> {
         group: Fullness,
         wrong: &mut dyn FnMut(ZsDiscrepancy),
     ) -> u64 {
-        let definition = &super::ALL_CLASSES[class];
+        let definition = &ALL_CLASSES[class];
         let mut body = zspage.body.lock(self.base.platform());
         let pages = body.frames().len() as u64;
         let Some(&page) = body.frames().first() else { return 0 };

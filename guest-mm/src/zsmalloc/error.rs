@@ -22,7 +22,8 @@ pub enum ZsError {
         /// Bytes that the object can hold.
         capacity: usize,
     },
-    /// What is in front of the object is not its handle: somebody wrote beyond another's end.
+    /// What is in front of the object is not its handle, or not the next free object for one
+    /// that should get this handle: somebody wrote beyond another's end.
     Corrupt(ZsHandle),
     /// No memory.
     NoMemory(AllocError),

@@ -18,13 +18,16 @@ impl<'m, P: Platform> ZsPool<'m, P> {
     ///
     /// # Errors
     /// [`ZsError::BadSize`] for none, or more than a page; [`ZsError::NoMemory`],
-    /// [`ZsError::TooManyObjects`]. Nothing is kept.
+    /// [`ZsError::TooManyObjects`]; [`ZsError::Corrupt`] if the next free object of the
+    /// size was overwritten. Nothing is kept.
     pub fn alloc(&self, bytes: usize, gfp: Gfp) -> Result<ZsHandle, ZsError> {
         let state = self.state();
         let allocated = state.alloc(bytes, gfp);
         match allocated {
             Ok(_) => state.counters.count(ZsEvent::Allocated),
-            Err(ZsError::BadSize(_)) => state.counters.count(ZsEvent::Refused),
+            Err(ZsError::BadSize(_) | ZsError::Corrupt(_)) => {
+                state.counters.count(ZsEvent::Refused);
+            }
             Err(_) => state.counters.count(ZsEvent::FailedAllocation),
         }
         allocated
@@ -90,38 +93,52 @@ impl<'m, P: Platform> PoolState<'m, P> {
     fn alloc(&self, bytes: usize, gfp: Gfp) -> Result<ZsHandle, ZsError> {
         let class = class_of(bytes).ok_or(ZsError::BadSize(bytes))?;
         let handle = self.handles.take(&self.base.memory, gfp)?;
-        let mut spare: Option<&'m Zspage> = None;
-        loop {
-            let mut guard = self.lock_class(class);
-            if let Some(zspage) = spare.take() {
-                zspage.class.store(u32::try_from(class).unwrap_or(0), Ordering::Relaxed);
-                guard.lists.insert(zspage, guard.class);
-            }
-            if let Some(zspage) = guard.lists.fullest() {
-                let mut body = zspage.body.lock(self.base.platform());
-                let mut contents = self.contents(guard.class, &mut body);
-                let object = contents.take(Header::of(handle));
-                debug_assert!(object.is_some(), "a zspage in the list of those with free objects");
-                let object = object.unwrap_or(0);
-                let used = zspage.used.load(Ordering::Relaxed) + 1;
-                guard.lists.recount(zspage, guard.class, used);
-                let at = Location { zspage: zspage.address(), object };
-                // Release pairs with the Acquire in `lock_named`.
-                if let Some(cell) = self.handles.cell(handle) {
-                    let entry = Entry::used(at, handle.generation());
-                    cell.store(entry.bits(), Ordering::Release);
-                }
-                return Ok(handle);
-            }
-            drop(guard);
-            match self.new_zspage(class, gfp) {
-                Ok(zspage) => spare = Some(zspage),
-                Err(error) => {
-                    self.handles.give_back(self.base.platform(), handle);
-                    return Err(error);
-                }
+        let mut placed = self.place(class, None, handle);
+        if placed == Ok(false) {
+            let made = self.new_zspage(class, gfp);
+            placed = made.and_then(|zspage| self.place(class, Some(zspage), handle));
+        }
+        match placed {
+            Ok(_) => Ok(handle),
+            Err(error) => {
+                self.handles.give_back(self.base.platform(), handle);
+                Err(error)
             }
         }
+    }
+
+    /// Takes a free object for `handle`: of `new`, a zspage without an object that nobody
+    /// knows, else of the fullest that has one. `false` if there is none.
+    ///
+    /// A new zspage is used whatever has come free since it was made: no zspage is
+    /// without an object.
+    ///
+    /// # Errors
+    /// [`ZsError::Corrupt`] if what should be the next free object is not one.
+    pub(super) fn place(
+        &self,
+        class: usize,
+        new: Option<&'m Zspage>,
+        handle: ZsHandle,
+    ) -> Result<bool, ZsError> {
+        let mut guard = self.lock_class(class);
+        if let Some(zspage) = new {
+            zspage.class.store(u32::try_from(class).unwrap_or(0), Ordering::Relaxed);
+            guard.lists.insert(zspage, guard.class);
+        }
+        let Some(zspage) = new.or_else(|| guard.lists.fullest()) else { return Ok(false) };
+        let mut body = zspage.body.lock(self.base.platform());
+        let taken = self.contents(guard.class, &mut body).take(Header::of(handle));
+        let object = taken.ok_or(ZsError::Corrupt(handle))?;
+        let used = zspage.used.load(Ordering::Relaxed) + 1;
+        guard.lists.recount(zspage, guard.class, used);
+        let at = Location { zspage: zspage.address(), object };
+        // Release pairs with the Acquire in `lock_named`.
+        if let Some(cell) = self.handles.cell(handle) {
+            let entry = Entry::used(at, handle.generation());
+            cell.store(entry.bits(), Ordering::Release);
+        }
+        Ok(true)
     }
 
     /// Runs `act` on the zspage of an object and the object's number, if it has
@@ -144,7 +161,7 @@ impl<'m, P: Platform> PoolState<'m, P> {
     }
 
     /// Locks the zspage of an object: its class, the object's number, the lock.
-    fn locked_object(
+    pub(super) fn locked_object(
         &self,
         handle: ZsHandle,
     ) -> Result<(usize, u32, SpinGuard<'m, Body, P>), ZsError> {

@@ -105,14 +105,14 @@ impl HandleTable {
         list.first = Some(handle.index());
     }
 
-    /// Calls `each` with the location in every used entry.
-    pub(super) fn for_each_used(&self, each: &mut dyn FnMut(ZsHandle, super::handle::Location)) {
+    /// Calls `each` with the handle of every entry in use, which may be freed at any time.
+    pub(super) fn for_each_used(&self, each: &mut dyn FnMut(ZsHandle)) {
         for index in 0..MAX_HANDLES {
             let Some(cell) = self.cell_at(index) else { return };
-            let entry = Entry::from_bits(cell.load(Ordering::Acquire));
+            let entry = Entry::from_bits(cell.load(Ordering::Relaxed));
             let handle = ZsHandle::new(index, entry.generation());
-            if let (Some(at), Some(handle)) = (entry.location(), handle) {
-                each(handle, at);
+            if let Some(handle) = handle.filter(|_| entry.location().is_some()) {
+                each(handle);
             }
         }
     }

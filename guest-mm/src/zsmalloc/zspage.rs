@@ -149,7 +149,8 @@ pub(super) struct Contents<'a, P> {
 }
 
 impl<P: Platform> Contents<'_, P> {
-    /// Takes a free object for `header`; `None` if all are in use.
+    /// Takes a free object for `header`; `None` if all are in use, or if what should be
+    /// the next free one is not.
     pub(super) fn take(&mut self, header: Header) -> Option<u32> {
         let object = if self.body.free == NONE {
             let fresh = self.body.fresh;
@@ -160,8 +161,7 @@ impl<P: Platform> Contents<'_, P> {
             fresh
         } else {
             let object = self.body.free;
-            let Header::Free(next) = self.header(object) else { return None };
-            self.body.free = next;
+            self.body.free = self.next_free(object)?;
             object
         };
         self.set_header(object, header);
@@ -174,12 +174,22 @@ impl<P: Platform> Contents<'_, P> {
         self.body.free = object;
     }
 
+    /// The one after `object` on the list of free ones, or [`NONE`]; `None` if its header
+    /// says nothing like that.
+    fn next_free(&self, object: u32) -> Option<u32> {
+        let is_one = |object: u32| object < self.body.fresh;
+        match is_one(object).then(|| self.header(object))? {
+            Header::Free(next) => Some(next).filter(|next| *next == NONE || is_one(*next)),
+            Header::Used(_) => None,
+        }
+    }
+
     /// Free objects by the list, as far as it goes.
     pub(super) fn count_free(&self) -> usize {
         let mut free = self.class.objects - self.body.fresh as usize;
         let mut object = self.body.free;
         while object != NONE && free <= self.class.objects {
-            let Header::Free(next) = self.header(object) else { break };
+            let Some(next) = self.next_free(object) else { break };
             (free, object) = (free + 1, next);
         }
         free

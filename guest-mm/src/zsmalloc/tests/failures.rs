@@ -72,6 +72,35 @@ fn an_object_whose_header_was_overwritten_is_kept_and_reported() {
     });
 }
 
+/// An object was once handed out that was in use, or looked for beyond the zspage's pages.
+#[test]
+fn a_free_object_that_was_overwritten_is_handed_out_to_nobody() {
+    for overwritten in [0xdead_beef, 0xdead_beee, 2 * 77] {
+        with_pool(1024, |mm, pool| {
+            let kept: std::vec::Vec<_> =
+                (0..3).map(|tag| pool.store(&pattern(tag, 100), Gfp::KERNEL).unwrap()).collect();
+            let mut page = None;
+            pool.for_each_page(&mut |frame| page = page.or(Some(frame)));
+            pool.free(kept[0]).unwrap();
+            let header = mm.platform().frame_ptr(page.unwrap()).cast::<u32>();
+            // SAFETY: the pool's page, and nobody else uses the pool.
+            let before = unsafe { header.replace(overwritten) };
+            let refused = pool.alloc(100, Gfp::KERNEL);
+            assert!(matches!(refused, Err(ZsError::Corrupt(_))), "{overwritten:x}: {refused:?}");
+            let mut found = std::vec::Vec::new();
+            pool.census(&mut |discrepancy| found.push(discrepancy));
+            assert!(matches!(found[..], [ZsDiscrepancy::Objects { .. }]), "{found:?}");
+            // SAFETY: as above.
+            unsafe { header.write(before) };
+            expect(pool, kept[1], 1, 100);
+            let again = pool.alloc(100, Gfp::KERNEL).unwrap();
+            for handle in [again, kept[1], kept[2]] {
+                pool.free(handle).unwrap();
+            }
+        });
+    }
+}
+
 /// Each allocation of a call fails once, until the call succeeds.
 #[test]
 fn whichever_allocation_fails_the_books_balance() {

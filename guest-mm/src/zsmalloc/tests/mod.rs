@@ -89,6 +89,52 @@ fn a_class_fills_its_zspages_before_it_takes_another() {
     });
 }
 
+/// A zspage without an object once stayed in its class if, while it was made, something else of
+/// the class came free: nothing freed it, and the pool was destroyed under it.
+#[test]
+fn a_zspage_made_while_another_cpu_made_one_gets_the_object() {
+    for (class, definition) in ALL_CLASSES.iter().enumerate() {
+        with_pool(1024, |mm, pool| {
+            let (state, bytes) = (pool.state(), definition.capacity());
+            // What `alloc` does when it finds nothing free …
+            let handle = state.handles.take(mm.memory(), Gfp::KERNEL).unwrap();
+            assert_eq!(state.place(class, None, handle), Ok(false));
+            let new = state.new_zspage(class, Gfp::KERNEL).unwrap();
+            // … and another CPU meanwhile.
+            let others = pool.store(&pattern(1, bytes), Gfp::KERNEL).unwrap();
+            assert_eq!(state.place(class, Some(new), handle), Ok(true));
+            state.counters.count(stats::ZsEvent::Allocated);
+            assert_eq!(pool.stats().zspages, 2);
+            assert_balanced(mm);
+            pool.free(handle).unwrap();
+            pool.free(others).unwrap();
+            assert_eq!((pool.stats().zspages, pool.stats().pages), (0, 0));
+        });
+    }
+}
+
+/// The census once looked into whatever an entry had named a moment before.
+#[test]
+fn a_census_is_sound_while_objects_come_and_go() {
+    with_pool(1024, |_, pool| {
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                testing::set_cpu(1);
+                for turn in 0..3000 {
+                    let handle = pool.alloc(1 + turn % MAX_OBJECT_BYTES, Gfp::KERNEL).unwrap();
+                    pool.free(handle).unwrap();
+                }
+                is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                pool.census(&mut |_| {});
+            }
+        });
+        assert_eq!(pool.census(&mut |wrong| panic!("{wrong}")).objects, 0);
+    });
+}
+
 #[test]
 fn compaction_frees_what_sparse_zspages_hold_together() {
     with_pool(4096, |mm, pool| {
