@@ -1,5 +1,7 @@
 //! What follows from an answer of the device, and taking memory away from its users.
 
+use abi::PageCount;
+
 use super::HotplugError;
 use super::add::NewBlock;
 use super::driver::{Ask, HotplugDriver, Job, Step};
@@ -137,8 +139,8 @@ impl<P: Platform, B: MmioBus> HotplugDriver<'_, '_, P, B> {
         if excess < self.region.unit {
             return Ok(Step::Wait(Wake::OnInterrupt));
         }
-        let kept = memory.watermarks().high + self.region.unit.get();
-        if memory.free_pages().get() < kept {
+        let to_spare = memory.free_pages().get().saturating_sub(memory.watermarks().high);
+        if to_spare < self.region.unit.get() {
             // The host's wish is not worth a killed process.
             self.counters.short_of_memory += 1;
             self.backoff.failed(now);
@@ -161,7 +163,8 @@ impl<P: Platform, B: MmioBus> HotplugDriver<'_, '_, P, B> {
         let below = self.scan_below.min(end);
         let unit = self.region.unit;
         // Where some were not to be had together, one by one.
-        let most = if below > self.one_by_one_from { unit } else { excess };
+        let together = excess.min(PageCount::new(to_spare));
+        let most = if below > self.one_by_one_from { unit } else { together };
         if let Some(found) = self.region.plugged_in(block, bits, below, most) {
             if self.lay_to_rest(found) {
                 self.scan_below = found.start();

@@ -11,6 +11,7 @@ use super::wire::{Config, Region, Request, Wire};
 use super::{DyingBlock, HotplugError};
 use crate::balloon::Wake;
 use crate::balloon::timers::{Backoff, Watchdog};
+use crate::memdesc::ZONE_MAX_PAGES;
 use crate::mm::Mm;
 use crate::platform::Platform;
 use crate::rcu::Stamp;
@@ -148,7 +149,8 @@ impl<'a, 'm, P: Platform, B: MmioBus> HotplugDriver<'a, 'm, P, B> {
             config,
             plugged: PageCount::ZERO,
             orphan: None,
-            limit: region.range.end(),
+            // Nothing beyond the zone can be a block, however far the device says that it reaches.
+            limit: zone_end(mm).min(region.range.end()),
             scan_below: region.range.end(),
             one_by_one_from: region.range.end(),
             check_plugged: false,
@@ -248,7 +250,7 @@ impl<'a, 'm, P: Platform, B: MmioBus> HotplugDriver<'a, 'm, P, B> {
             let is_new = memory.words().load(block.layout.header()).is_err();
             is_new && block.seed.len() <= most && block.seed.end() <= usable
         };
-        let below = region.blocks_of_region().filter(|b| b.layout.header() < self.limit);
+        let below = region.blocks_of_region().take_while(|b| b.layout.header() < self.limit);
         for block in below.filter(fits) {
             match memory.check_block(self.new_block(block)) {
                 Ok(_) => return self.ask(Ask::Seed(block)),
@@ -346,6 +348,12 @@ impl<'a, 'm, P: Platform, B: MmioBus> HotplugDriver<'a, 'm, P, B> {
         }
         Ok(())
     }
+}
+
+/// Where the frames end that a block may have.
+fn zone_end<P: Platform>(mm: &Mm<'_, P>) -> Pfn {
+    let base = mm.memory().words().base();
+    base.checked_add(PageCount::new(ZONE_MAX_PAGES)).unwrap_or(base)
 }
 
 /// Negotiates and starts the device after a completed reset.

@@ -57,6 +57,8 @@ pub(super) struct NaiveDevice<'m> {
     pub(super) seen: RefCell<Vec<(u16, u64, u16)>>,
     /// What `block_size` says, if not the truth.
     pub(super) claimed_unit: Cell<Option<u64>>,
+    /// What `region_size` says, if not the truth.
+    pub(super) claimed_bytes: Cell<Option<u64>>,
     /// A device that forgets what is plugged when it is reset.
     pub(super) forgets: Cell<bool>,
 }
@@ -74,6 +76,7 @@ impl<'m> NaiveDevice<'m> {
             mischief: RefCell::default(),
             seen: RefCell::default(),
             claimed_unit: Cell::new(None),
+            claimed_bytes: Cell::new(None),
             forgets: Cell::new(false),
         }
     }
@@ -267,7 +270,7 @@ impl<'m> NaiveDevice<'m> {
         match offset {
             0 => self.claimed_unit.get().unwrap_or(self.unit * 4096),
             16 => self.region.start().gpa(),
-            24 => self.region.len().bytes(),
+            24 => self.claimed_bytes.get().unwrap_or(self.region.len().bytes()),
             32 => self.usable.get() * 4096,
             40 => self.plugged() * 4096,
             48 => self.requested.get() * 4096,

@@ -428,6 +428,72 @@ fn a_region_beyond_the_machine_is_used_as_far_as_it_is_mapped() {
     assert!(matches!(status.last_refusal, Some(HotplugError::Map(MapError::OutOfReach(_)))));
 }
 
+/// The driver once looked for a place in all of a region, which took hours.
+#[test]
+fn a_region_as_large_as_the_address_space_is_used_as_far_as_the_zone_reaches() {
+    with_device(UNIT, |mm, device| {
+        let most = (1 << 63) / abi::PAGE_SIZE;
+        device.claimed_bytes.set(Some(1 << 63));
+        device.set_usable(most);
+        device.request(most);
+        let mut driver = HotplugDriver::start(mm, device, HotplugOptions::default()).unwrap();
+        settle(&mut driver, device, mm);
+        let status = driver.status();
+        assert_eq!((status.plugged.get(), status.blocks), (3 * SECTION, 3), "{status:?}");
+        assert_eq!(status.phase, HotplugPhase::Running);
+        assert_eq!(device.plugged(), 3 * SECTION);
+    });
+}
+
+/// Small device blocks are unplugged a pageblock at a time: once so many of them that less
+/// stayed free than the driver was to leave.
+#[test]
+fn small_pieces_taken_together_leave_the_high_watermark_free() {
+    with_rig(16, |rig| {
+        rig.request(SECTION);
+        let memory = rig.memory();
+        let mut held = exhaust(memory);
+        // The topmost pageblock is free, and a little more than has to be.
+        let top = range(3 * SECTION - UNIT, UNIT);
+        let enough = |memory: &Memory<TestPlatform>| {
+            memory.free_pages().get() >= memory.watermarks().high + 40
+        };
+        held.sort_by_key(|frames| !top.contains(frames.head()));
+        let mut kept = Vec::new();
+        for frames in held {
+            if top.contains(frames.head()) || !enough(memory) {
+                for page in split_up(memory, frames) {
+                    if top.contains(page.head()) || !enough(memory) {
+                        memory.free_frozen(page);
+                    } else {
+                        kept.push(page);
+                    }
+                }
+            } else {
+                kept.push(frames);
+            }
+        }
+        memory.drain();
+        let status = rig.request(0);
+        let (free, high) = (memory.free_pages().get(), memory.watermarks().high);
+        assert!(free + 16 >= high, "{free} pages are free, {high} are to be");
+        assert!(status.plugged.get() < SECTION, "{status:?}");
+        assert!(status.counters.short_of_memory > 0, "{status:?}");
+        kept.into_iter().for_each(|frames| memory.free_frozen(frames));
+        memory.drain();
+        rig.settle();
+    });
+}
+
+/// The pages of a block.
+fn split_up(memory: &Memory<TestPlatform>, frames: FrozenFrames) -> Vec<FrozenFrames> {
+    if frames.order() == Order::ZERO {
+        return vec![frames];
+    }
+    let (lower, upper) = memory.split_frozen(frames).unwrap();
+    [lower, upper].into_iter().flat_map(|half| split_up(memory, half)).collect()
+}
+
 #[test]
 fn senseless_devices_are_refused_at_start_and_keep_no_page() {
     with_device(UNIT, |mm, device| {
