@@ -74,6 +74,16 @@ impl PageblockTable {
         debug_assert!(changed.is_ok());
     }
 
+    /// Sets the type that the pageblock has beneath an isolation. The zone lock is held.
+    #[cfg(not(loom))]
+    pub(crate) fn set_beneath(&self, pfn: Pfn, migratetype: MigrateType) {
+        let Some(cell) = self.cell(pfn) else { return };
+        let change = |bits| Some(bits & !TYPE | migratetype as u8);
+        // As in `set`.
+        let changed = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+        debug_assert!(changed.is_ok());
+    }
+
     /// Whether a scan of the pageblock found nothing since [`Self::forget_skips`].
     pub fn is_skipped(&self, pfn: Pfn) -> bool {
         self.cell(pfn).is_some_and(|cell| cell.load(Ordering::Relaxed) & SKIP != 0)

@@ -181,8 +181,14 @@ fn pins_for_ever_are_refused_where_memory_is_promised_to_others() {
         let pfn = page.pfn();
         mm.unpin_user_page(page, Contents::Unchanged);
         let before = mm.memory().map().pageblocks.get(pfn);
+        let mut isolated = None;
         for refused in [MigrateType::Cma, MigrateType::Isolate] {
-            mm.memory().set_pageblock(pfn, refused).unwrap();
+            if refused == MigrateType::Isolate {
+                let page = abi::PfnRange::from_start(pfn, abi::PageCount::ONE).unwrap();
+                isolated = Some(mm.memory().isolate_range(page).unwrap());
+            } else {
+                mm.memory().set_pageblock(pfn, refused).unwrap();
+            }
             let longterm = GupFlags::LONGTERM | WRITE;
             let fast = mm.pin_user_pages_fast(space, pages, longterm, &mut out);
             assert_eq!(fast, Err(Errno::ENOMEM), "{refused:?}");
@@ -191,6 +197,7 @@ fn pins_for_ever_are_refused_where_memory_is_promised_to_others() {
             assert_eq!(mm.pin_user_pages_fast(space, pages, WRITE, &mut out), Ok(1));
             mm.unpin_user_pages(&mut out, Contents::Unchanged);
         }
+        mm.memory().unisolate_range(isolated.unwrap());
         mm.memory().set_pageblock(pfn, before).unwrap();
     });
 }

@@ -58,6 +58,8 @@ pub enum HotplugError {
     NotOffline(Pfn, Memdesc),
     /// The block cannot be removed: this frame is in use or free.
     InUse(Pfn, Memdesc),
+    /// The block cannot be removed: somebody has set this pageblock of it aside.
+    SetAside(Pfn),
     /// A word of the block could not be read.
     Lookup(LookupError),
     /// A word changed under its owner: memory corruption.
@@ -95,6 +97,7 @@ impl fmt::Display for HotplugError {
             }
             Self::NotOffline(pfn, found) => write!(f, "Frame {pfn} is not offline: {found:?}"),
             Self::InUse(pfn, found) => write!(f, "Frame {pfn} is in use: {found:?}"),
+            Self::SetAside(pfn) => write!(f, "Pageblock of frame {pfn} is set aside"),
             Self::Lookup(error) => error.fmt(f),
             Self::Transition(pfn, error) => write!(f, "Frame {pfn}: {error}"),
             Self::Busy => f.write_str("Another block is being added or removed"),

@@ -42,6 +42,12 @@ impl<P: Platform> Memory<P> {
         }
         let zone = self.zone().lock(self.platform());
         self.check_idle(layout)?;
+        // Whoever has set a pageblock aside is not done with it, though nothing there is his yet.
+        let is_aside = |start: &Pfn| self.map().pageblocks.get(*start) == MigrateType::Isolate;
+        let mut starts = range.iter().step_by(1 << Order::PAGEBLOCK.get());
+        if let Some(start) = starts.find(is_aside) {
+            return Err(HotplugError::SetAside(start));
+        }
         let unfound = self.words().sections().take_out(range.start());
         let untyped = self.map().pageblocks.added().take_out(range.start());
         drop(zone);

@@ -243,12 +243,18 @@ impl<P: Platform> Memory<P> {
     }
 
     /// Gives the pageblock around `pfn` the type `migratetype`; its free blocks
-    /// follow. Lends the block as CMA, or takes it back.
+    /// follow. Lends the block as CMA, or takes it back. A pageblock that is set aside
+    /// stays so, and has the type afterwards.
     ///
     /// # Errors
     /// A free list is corrupt.
     pub fn set_pageblock(&self, pfn: Pfn, migratetype: MigrateType) -> Result<(), FreeError> {
         let mut zone = self.zone.lock(&self.platform);
+        let pageblocks = &self.map.pageblocks;
+        if pageblocks.get(pfn) == MigrateType::Isolate && migratetype != MigrateType::Isolate {
+            pageblocks.set_beneath(pfn, migratetype);
+            return Ok(());
+        }
         let done = zone.set_pageblock(&self.map, pfn, migratetype);
         self.counters.note_available(&zone);
         done.map_err(|corrupt| FreeError::Corrupt(corrupt.0))

@@ -81,6 +81,23 @@ fn of_two_overlapping_isolations_the_second_is_refused_and_sets_nothing_aside() 
     assert_consistent(&memory);
 }
 
+/// A change of the type once ended the isolation, and what was free in it went to others.
+#[test]
+fn a_pageblock_that_is_set_aside_changes_its_type_beneath() {
+    let memory = memory(4096);
+    let isolated = memory.isolate_range(range(512, 512)).unwrap();
+    memory.set_pageblock(pfn(600), MigrateType::Cma).unwrap();
+    assert_eq!(memory.map().pageblocks.get(pfn(600)), MigrateType::Isolate);
+    assert_eq!(memory.isolate_range(range(512, 1)), Err(PageblockError::Isolated(pfn(512))));
+    assert_consistent(&memory);
+    let taken = memory.take_isolated(&isolated, range(512, 512), Pass::Nothing).unwrap();
+    memory.unisolate_range(isolated);
+    assert_eq!(memory.map().pageblocks.get(pfn(600)), MigrateType::Cma);
+    memory.free_contig(taken);
+    assert_consistent(&memory);
+    assert_eq!(memory.free_pages(), memory.managed_pages());
+}
+
 #[test]
 fn ranges_that_are_empty_or_beyond_ram_are_refused() {
     let memory = memory_of(&[range(3, 1500), range(2048, 512)], &[]);
