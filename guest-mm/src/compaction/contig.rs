@@ -143,7 +143,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             return Err(ContigError::Alignment(align));
         }
         let mut next = 0;
-        while let Some(region) = self.region_from(next) {
+        while let Some(region) = self.memory().region_from(next) {
             next = next.max(region.start().number());
             while let Some(candidate) = candidate(region, next, pages, align) {
                 let blocked_at = match self.isolate_and_take(candidate, options) {
@@ -168,13 +168,6 @@ impl<'m, P: Platform> Mm<'m, P> {
         }
         self.count_compact(CompactEvent::ContigFail, 1);
         Err(ContigError::NoRange(pages))
-    }
-
-    /// The first region of RAM that begins at frame number `from` or above.
-    fn region_from(&self, from: u64) -> Option<PfnRange> {
-        let _section = self.read_pageblocks();
-        let regions = self.memory().words().regions().map(|region| region.range());
-        regions.filter(|region| region.start().number() >= from).min_by_key(|region| region.start())
     }
 
     fn isolate_and_take(

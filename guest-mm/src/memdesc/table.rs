@@ -83,6 +83,12 @@ impl WordTable {
         self.regions.iter().flatten().copied().chain(added)
     }
 
+    /// Whether `pfn` is RAM of the start, whose words never go.
+    #[cfg(not(loom))]
+    pub(crate) fn is_of_the_start(&self, pfn: Pfn) -> bool {
+        self.regions.iter().flatten().any(|region| region.range.contains(pfn))
+    }
+
     /// The blocks that were added.
     pub(crate) const fn sections(&self) -> &Sections {
         &self.sections

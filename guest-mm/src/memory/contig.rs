@@ -162,6 +162,15 @@ impl<P: Platform> Memory<P> {
         Ok(PfnRange::new(range.start().align_down(order), end).unwrap_or(range))
     }
 
+    /// The first region of RAM that begins at frame number `from` or above: it may be gone
+    /// as soon as this returns, if it came to life after the start.
+    pub(crate) fn region_from(&self, from: u64) -> Option<PfnRange> {
+        // The headers of added blocks go with them, but not meanwhile.
+        let _zone = self.zone.lock(&self.platform);
+        let ranges = self.words().regions().map(|region| region.range());
+        ranges.filter(|range| range.start().number() >= from).min_by_key(|range| range.start())
+    }
+
     /// Takes all of `range`, which lies in pageblocks that the caller has set aside.
     ///
     /// # Errors
@@ -231,11 +240,17 @@ impl<P: Platform> Memory<P> {
     /// Takes the block of `order` at `pfn`, if it is free and on a list of the zone, and
     /// the flags allow an allocation.
     pub(crate) fn take_if_free(&self, pfn: Pfn, order: Order, gfp: Gfp) -> Option<FrozenFrames> {
-        // A look without the lock, which most frames do not pass.
-        let (_, free) = free_block_around(&self.map, pfn)?;
-        let is_free = free >= order && self.map.pageblocks.get(pfn) != MigrateType::Isolate;
-        let mut zone = is_free.then(|| self.zone.lock(&self.platform))?;
-        if zone.available() < order.pages().get() + self.reserve(gfp) {
+        let is_free = || {
+            free_block_around(&self.map, pfn).is_some_and(|(_, free)| free >= order)
+                && self.map.pageblocks.get(pfn) != MigrateType::Isolate
+        };
+        // A look without the lock, which most frames do not pass. The words of a block that was
+        // added may go meanwhile.
+        if self.words().is_of_the_start(pfn) && !is_free() {
+            return None;
+        }
+        let mut zone = self.zone.lock(&self.platform);
+        if !is_free() || zone.available() < order.pages().get() + self.reserve(gfp) {
             return None;
         }
         let taken = zone.take_at(&self.map, pfn, order);

@@ -68,10 +68,15 @@ impl<'a, P: Platform> Allocated<'a, P> {
         let end = Pfn::new(u64::MAX >> 12)?;
         let wanted = PfnRange::new(start, end)?;
         let wanted = self.within.map_or(Some(wanted), |within| within.intersection(wanted))?;
-        self.memory
-            .words()
-            .regions()
-            .find_map(|region| self.search_range(region.range().intersection(wanted)?, order))
+        let mut from = 0;
+        while let Some(region) = self.memory.region_from(from) {
+            from = region.end().number();
+            let found = region.intersection(wanted).and_then(|r| self.search_range(r, order));
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
     }
 
     fn search_range(&self, range: PfnRange, order: Order) -> Option<FrozenFrames> {

@@ -125,6 +125,8 @@ impl<'m, P: Platform> Mm<'m, P> {
         if self.platform().inject_fault(FaultSite::MigrateIsolate) {
             return Err(IsolateError::Raced(pfn));
         }
+        // The words of a hot-plugged block go with it, until the page is ours.
+        let _section = self.base().rcu.read(self.platform().cpu());
         let memdesc = self.memory().words().decode(pfn).map_err(IsolateError::Lookup)?;
         let (kind, hold) = match memdesc {
             Memdesc::Buddy(_) => return Err(IsolateError::Free(Kind::Buddy)),

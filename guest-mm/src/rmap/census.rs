@@ -77,9 +77,11 @@ impl<'m, P: Platform> Mm<'m, P> {
             let Some(next) = from.checked_add(1) else { break };
             from = next;
         }
-        for region in self.memory().words().regions() {
-            let mut at = region.range().start();
-            while region.range().contains(at) {
+        let mut from = 0;
+        while let Some(region) = self.memory().region_from(from) {
+            from = region.end().number();
+            let mut at = region.start();
+            while region.contains(at) {
                 let mut pages = PageCount::ONE;
                 if let Ok(folio) = self.folio_of(at) {
                     pages = folio.pages();

@@ -1,5 +1,7 @@
 //! Frames are laid to rest, and blocks that were alive are removed.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use abi::{Pfn, PfnRange};
 
 use super::blocks::{UNIT, assert_consistent, block, machine, section};
@@ -7,7 +9,9 @@ use crate::buddy::Gfp;
 use crate::hotplug::HotplugError;
 use crate::memdesc::{DriverId, Order};
 use crate::memory::{ContigFrames, Memory, Pass};
-use crate::testing::{TestPlatform, range};
+use crate::migrate::{Allocated, Destinations, MigrateBatch};
+use crate::mm::{Base, Mm};
+use crate::testing::{TestPlatform, range, set_cpu};
 
 /// Takes `range`, all of it free or skippable.
 fn take(memory: &Memory<TestPlatform>, range: PfnRange) -> Result<ContigFrames, Pfn> {
@@ -91,6 +95,77 @@ fn a_page_in_use_keeps_its_piece_alive() {
     let taken = take(&memory, piece).unwrap();
     memory.lay_to_rest(taken, Order::PAGEBLOCK).unwrap();
     assert_consistent(&memory);
+}
+
+/// A block once went while somebody was about to take frames of it, who ended an isolation
+/// afterwards that was not there, or another's.
+#[test]
+fn a_block_of_which_a_pageblock_is_set_aside_stays() {
+    let memory = machine(1);
+    memory.add_block(block(section(0))).unwrap();
+    let piece = range(section(0).start().number() + 5 * UNIT, UNIT);
+    let isolated = memory.isolate_range(piece).unwrap();
+    let refused = memory.take_block_out(section(0)).map(drop);
+    assert_eq!(refused, Err(HotplugError::SetAside(piece.start())));
+    assert_consistent(&memory);
+    memory.unisolate_range(isolated);
+    drop(memory.take_block_out(section(0)).unwrap());
+    assert_consistent(&memory);
+}
+
+/// Isolation, and the search for destinations in a range, once looked frames up with nothing that
+/// keeps their words there.
+#[test]
+fn who_isolates_or_seeks_frames_meets_no_words_of_a_block_that_is_gone() {
+    let base = Base::new(machine(1)).unwrap();
+    let (mm, memory) = (&Mm::new(&base), &base.memory);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            set_cpu(1);
+            while !is_over.load(Ordering::Relaxed) {
+                let mut batch: MigrateBatch<'_, '_, _> = MigrateBatch::new(mm);
+                for pfn in section(0).iter().step_by(97) {
+                    // Free or offline: nothing of it moves.
+                    mm.isolate_for_migration(pfn, &mut batch).unwrap_err();
+                }
+            }
+        });
+        scope.spawn(|| {
+            set_cpu(2);
+            let mut places = Allocated::new(memory).within(section(0));
+            while !is_over.load(Ordering::Relaxed) {
+                if let Some(frames) = places.take(Order::MAX, Pfn::ZERO) {
+                    assert!(section(0).contains_range(frames.range()), "{frames:?}");
+                    places.give_back(frames);
+                }
+            }
+        });
+        for _ in 0..12 {
+            let layout = memory.add_block(block(section(0))).unwrap();
+            memory.bring_to_life(layout.payload()).unwrap();
+            let taken = loop {
+                match take(memory, layout.payload()) {
+                    Ok(taken) => break taken,
+                    // The other thread has it for a moment.
+                    Err(_) => std::thread::yield_now(),
+                }
+            };
+            memory.lay_to_rest(taken, Order::PAGEBLOCK).unwrap();
+            let dying = memory.take_block_out(section(0)).unwrap();
+            base.rcu.synchronize(base.platform());
+            for pfn in layout.metadata().iter().filter(|pfn| *pfn != layout.table()) {
+                let page = memory.platform().spare_ptr(pfn);
+                // SAFETY: spare RAM, and nobody finds or uses the block any more.
+                unsafe { page.as_ptr().write_bytes(0xdb, 4096) };
+            }
+            // SAFETY: the grace period is over.
+            unsafe { dying.bury() };
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(memory.words().unknown_words(), 0);
+    assert_consistent(memory);
 }
 
 #[test]

@@ -21,9 +21,11 @@ impl<P: Platform> Taking<'_, '_, P> {
     /// Calls `each` with every folio of RAM, on which this holds a reference meanwhile.
     fn for_each_folio(&mut self, each: &mut dyn FnMut(&mut Self, &Folio) -> ControlFlow<()>) {
         let mm = self.mm;
-        for region in mm.memory().words().regions() {
-            let mut at = region.range().start();
-            while region.range().contains(at) {
+        let mut from = 0;
+        while let Some(region) = mm.memory().region_from(from) {
+            from = region.end().number();
+            let mut at = region.start();
+            while region.contains(at) {
                 let mut pages = 1;
                 match mm.folio_of(at) {
                     Ok(folio) => {
