@@ -46,6 +46,8 @@ pub(super) struct FreeRules {
     pub(super) ignore_skips: bool,
     /// Does not wait for the zone lock.
     pub(super) try_only: bool,
+    /// Stops when about so many words were looked at.
+    pub(super) budget: Option<u64>,
 }
 
 /// What it has found so far.
@@ -102,6 +104,11 @@ impl<'a, P: Platform> FreeScanner<'a, P> {
         self.block <= self.limit.align_down(Order::PAGEBLOCK.get())
     }
 
+    /// Whether it has looked at as many words as it may.
+    pub(super) fn is_spent(&self) -> bool {
+        self.rules.budget.is_some_and(|budget| self.outcome.scanned >= budget)
+    }
+
     fn held_pages(&self) -> u64 {
         self.held.iter().flatten().map(|frames| frames.pages().get()).sum()
     }
@@ -111,6 +118,7 @@ impl<'a, P: Platform> FreeScanner<'a, P> {
         while !self.has_met()
             && !self.outcome.starved
             && !self.outcome.contended
+            && !self.is_spent()
             && self.held_pages() < BATCH_PAGES.max(order.pages().get())
             && self.held.iter().any(Option::is_none)
         {

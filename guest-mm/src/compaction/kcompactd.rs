@@ -11,7 +11,7 @@ use crate::migrate::MigrateMode;
 use crate::mm::Mm;
 use crate::platform::Platform;
 
-/// Words that one call looks at, or a 32nd of that in moved pages.
+/// Words that one call looks at, for pages and for places to move them to; or a 32nd of that in moved pages.
 const WORDS_PER_POLL: u64 = 8192;
 /// How often it looks whether memory is scattered (Linux `HPAGE_FRAG_CHECK_INTERVAL_MSEC`).
 const INTERVAL_NS: u64 = 500_000_000;

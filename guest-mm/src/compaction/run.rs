@@ -9,7 +9,7 @@ use super::stats::CompactEvent;
 use crate::buddy::Gfp;
 use crate::memdesc::Order;
 use crate::memory::FrozenFrames;
-use crate::migrate::{MigrateBatch, MigrateMode};
+use crate::migrate::{MigrateBatch, MigrateError, MigrateMode};
 use crate::mm::Mm;
 use crate::platform::Platform;
 
@@ -55,7 +55,7 @@ pub(super) struct Request {
     pub(super) ignore_skips: bool,
     /// Takes the block where it is made.
     pub(super) capture: bool,
-    /// Ends when about so many words were looked at, a moved page for 32.
+    /// Ends when about so many words were looked at by both scanners, a moved page for 32.
     pub(super) budget: Option<u64>,
 }
 
@@ -168,7 +168,11 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
             |pfn: Option<Pfn>| pfn.filter(|&pfn| span.contains(pfn) && !request.whole_zone);
         let migrate = inside(cached.migrate(request.mode)).unwrap_or(span.start());
         let free = inside(cached.free).unwrap_or(FreeScanner::<P>::top(span));
-        let rules = FreeRules { ignore_skips: request.ignore_skips, try_only: is_async };
+        let rules = FreeRules {
+            ignore_skips: request.ignore_skips,
+            try_only: is_async,
+            budget: request.budget,
+        };
         Self {
             mm,
             request,
@@ -195,7 +199,8 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
             if self.free.has_met() || self.migrate >= self.span.end() {
                 return self.meet();
             }
-            let spent = self.scanned + self.isolated * WORDS_PER_PAGE;
+            let words = self.scanned + self.free.outcome.scanned;
+            let spent = words + self.isolated * WORDS_PER_PAGE;
             if self.request.budget.is_some_and(|budget| spent >= budget) {
                 self.is_unfinished = true;
                 return CompactResult::Partial;
@@ -248,6 +253,10 @@ impl<'a, 'm, P: Platform> Run<'a, 'm, P> {
         self.mm.count_compact(CompactEvent::Isolated, pages);
         self.mm.count_compact(CompactEvent::Migrated, stats.vacated());
         self.mm.count_compact(CompactEvent::NotMigrated, stats.failed());
+        if self.free.is_spent() && stats.failed_with(MigrateError::NoMemory) > 0 {
+            // Not for want of free pages, but because they were not looked for any further: next time.
+            self.migrate = rest.start();
+        }
         self.is_fresh |= stats.vacated() > 0;
         self.is_emptying |= stats.vacated() > 0;
         self.note_positions();

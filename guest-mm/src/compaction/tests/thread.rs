@@ -45,6 +45,36 @@ fn memory_that_cannot_be_compacted_is_left_alone_for_a_while() {
     });
 }
 
+/// The words that the free scanner looks at once counted for nothing: one piece of work went
+/// from the top of memory to wherever something was free.
+#[test]
+fn a_piece_of_work_is_as_long_as_another_wherever_free_pages_are() {
+    with_world(40 * 512, |world| {
+        world.fill(64);
+        // What is free is far below the top, where the free scanner begins.
+        world.sort(|pfn| match pfn {
+            _ if (4 * 512..12 * 512).contains(&pfn) && pfn % 2 == 0 => Fate::Freed,
+            _ => Fate::Stays,
+        });
+        world.mm.wake_kcompactd(HUGE);
+        let looked_at = || {
+            let stats = world.mm.compact_stats();
+            stats.daemon_migrate_scanned + stats.daemon_free_scanned
+        };
+        let (mut before, mut polls) = (0, 1);
+        while world.mm.kcompactd_poll() {
+            polls += 1;
+            assert!(polls < 200, "it does not end");
+            assert!(looked_at() - before <= 8192 + 1024, "{} words", looked_at() - before);
+            before = looked_at();
+        }
+        assert!(polls > 1 && before > 8192, "{polls} pieces of work, {before} words");
+        world.check();
+        let frames = world.mm.memory().alloc_frozen(HUGE, Gfp::USER).unwrap();
+        world.pinned.push(frames);
+    });
+}
+
 #[test]
 fn an_order_that_somebody_could_not_get_is_made_in_pieces() {
     with_world(PAGES, |world| {
