@@ -18,6 +18,37 @@ pub trait Destinations {
     fn give_back(&mut self, frames: FrozenFrames);
 }
 
+/// Destinations of one call of migration: once there is none of an order, nobody asks for
+/// that order again, nor for a larger one.
+pub(super) struct Remembered<'d> {
+    from: &'d mut dyn Destinations,
+    /// Smallest order for which there was none.
+    exhausted: Option<Order>,
+}
+
+impl<'d> Remembered<'d> {
+    pub(super) const fn new(from: &'d mut dyn Destinations) -> Self {
+        Self { from, exhausted: None }
+    }
+}
+
+impl Destinations for Remembered<'_> {
+    fn take(&mut self, order: Order, src: Pfn) -> Option<FrozenFrames> {
+        if self.exhausted.is_some_and(|exhausted| order >= exhausted) {
+            return None;
+        }
+        let frames = self.from.take(order, src);
+        if frames.is_none() {
+            self.exhausted = Some(order);
+        }
+        frames
+    }
+
+    fn give_back(&mut self, frames: FrozenFrames) {
+        self.from.give_back(frames);
+    }
+}
+
 /// Destinations from the allocator, perhaps only inside or only outside a range of frames.
 pub struct Allocated<'a, P: Platform> {
     memory: &'a Memory<P>,

@@ -178,9 +178,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         }
         self.migration.owned.fetch_add(1, Ordering::Relaxed);
         if !ops.isolate(self, pfn) {
-            if self.release_owned(pfn, kind) == 0 {
-                ops.after_putback(self, pfn);
-            }
+            self.release_owned(pfn, kind);
             return Err(IsolateError::Refused(kind));
         }
         Ok(())
@@ -228,17 +226,10 @@ impl<'m, P: Platform> Mm<'m, P> {
         kind: MovableKind,
         guard: Option<&OpsGuard<'_, 'm, P>>,
     ) -> u64 {
-        let ops = guard.filter(|_| !self.is_doomed(pfn)).map(OpsGuard::ops);
-        if let Some(ops) = ops {
-            ops.putback(self, pfn);
+        if let Some(guard) = guard.filter(|_| !self.is_doomed(pfn)) {
+            guard.ops().putback(self, pfn);
         }
-        let freed = self.release_owned(pfn, kind);
-        if let Some(ops) = ops
-            && freed == 0
-        {
-            ops.after_putback(self, pfn);
-        }
-        freed
+        self.release_owned(pfn, kind)
     }
 
     /// Makes an isolated page movable again, or frees it if its owner has given it

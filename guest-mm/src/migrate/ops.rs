@@ -174,7 +174,8 @@ impl<'d> Move<'d> {
 /// ([`Migrated::Kept`] is the one exception). An owner who frees a described
 /// page all the same, on another CPU, leaves that to the core by
 /// [`Mm::free_object`]: then no further method is called for it, except that
-/// [`Self::migrate`] may be under way, and finds so at [`Mm::adopt_object`].
+/// [`Self::putback`] may be under way, or [`Self::migrate`], which finds so at
+/// [`Mm::adopt_object`].
 pub trait MovableOps<P: Platform>: Sync {
     /// The core has made the word of `src` *isolated*. `false` refuses: the core
     /// makes it movable again and [`Self::putback`] is not called.
@@ -230,10 +231,4 @@ pub trait MovableOps<P: Platform>: Sync {
     /// `src` was isolated and is not migrated: it is the owner's again. Called
     /// before the core makes its word movable.
     fn putback(&self, _mm: &Mm<'_, P>, _src: Pfn) {}
-
-    /// The word of `src` says *movable* again: after [`Self::putback`], or after
-    /// [`Self::isolate`] refused. An owner that could not free the page because it
-    /// was isolated does so now; it may have done so already, and then `src` is
-    /// somebody else's.
-    fn after_putback(&self, _mm: &Mm<'_, P>, _src: Pfn) {}
 }

@@ -3,7 +3,7 @@
 use abi::Pfn;
 
 use super::batch::MigrateBatch;
-use super::destination::Destinations;
+use super::destination::{Destinations, Remembered};
 use super::isolate::EntryKind;
 use super::ops::{MigrateError, MigrateMode, Migrated, MovableKind, Move};
 use super::settle::Settled;
@@ -35,12 +35,10 @@ type Group = [Option<(Pfn, TransitFrames)>; GROUP];
 struct Call<'c, 'a, 'm, P: Platform, const N: usize> {
     mm: &'c Mm<'m, P>,
     batch: &'c mut MigrateBatch<'a, 'm, P, N>,
-    destinations: &'c mut dyn Destinations,
+    destinations: Remembered<'c>,
     mode: MigrateMode,
     /// Whether no further pass follows.
     is_last: bool,
-    /// Smallest order for which there was no destination: nobody asks again.
-    exhausted: Option<Order>,
     stats: MigrateStats,
     /// Pages of one kind, with their destinations, for their owner to move at once.
     group: Group,
@@ -64,10 +62,9 @@ impl<'m, P: Platform> Mm<'m, P> {
         let mut call = Call {
             mm: self,
             batch,
-            destinations,
+            destinations: Remembered::new(destinations),
             mode,
             is_last: false,
-            exhausted: None,
             stats: MigrateStats::default(),
             group: [const { None }; GROUP],
             grouped: 0,
@@ -107,7 +104,7 @@ impl<P: Platform, const N: usize> Call<'_, '_, '_, P, N> {
 
     fn try_folio(&mut self, entry: Pfn) {
         let pages = self.mm.isolated_folio_pages(entry);
-        match self.mm.migrate_folio(entry, self.destinations, self.mode) {
+        match self.mm.migrate_folio(entry, &mut self.destinations, self.mode) {
             Ok(pages) => {
                 self.mm.migration.folios.fetch_sub(1, Ordering::Relaxed);
                 self.stats.migrated += pages.moved;
@@ -170,15 +167,9 @@ impl<P: Platform, const N: usize> Call<'_, '_, '_, P, N> {
     }
 
     fn take_frames(&mut self, src: Pfn, order: Order) -> Result<TransitFrames, MigrateError> {
-        if self.exhausted.is_some_and(|exhausted| order >= exhausted) {
-            return Err(MigrateError::NoMemory);
-        }
         let fails = self.mm.platform().inject_fault(FaultSite::MigrateDestination);
         let frames = if fails { None } else { self.destinations.take(order, src) };
-        let Some(frames) = frames else {
-            self.exhausted = Some(order);
-            return Err(MigrateError::NoMemory);
-        };
+        let frames = frames.ok_or(MigrateError::NoMemory)?;
         debug_assert_eq!(frames.order(), order, "a destination of another order");
         // Not what its handle says: leaked, not risked.
         self.mm.memory().put_in_transit(frames).map_err(|_| MigrateError::NoMemory)

@@ -122,14 +122,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         mode: MigrateMode,
         done: &mut FolioPages,
     ) {
-        let destination = match done.error {
-            // Whoever had none for one has none for the next.
-            Some(MigrateError::NoMemory) => None,
-            Some(MigrateError::Again | MigrateError::Busy | MigrateError::NotTaken) | None => {
-                destinations.take(Order::ZERO, part.head())
-            }
-        };
-        let Some(destination) = destination else {
+        let Some(destination) = destinations.take(Order::ZERO, part.head()) else {
             self.keep_part(part, MigrateError::NoMemory, done);
             return;
         };

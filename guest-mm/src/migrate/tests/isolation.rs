@@ -114,7 +114,7 @@ fn an_owner_that_refuses_keeps_its_page_movable() {
         *script.refuses.lock().unwrap() = true;
         let pfn = described::<ZpDesc>(mm);
         assert_eq!(refused(mm, pfn), IsolateError::Refused(MovableKind::ZpDesc));
-        assert_eq!(script.told(), [Told::Isolate(pfn), Told::AfterPutback(pfn)]);
+        assert_eq!(script.told(), [Told::Isolate(pfn)]);
         mm.clear_movable_ops(Kind::ZpDesc).expect("no guard is left");
         free(mm, MovableKind::ZpDesc, pfn);
     });

@@ -52,7 +52,6 @@ enum Told {
     Isolate(Pfn),
     Migrate(Pfn, MigrateMode),
     Putback(Pfn),
-    AfterPutback(Pfn),
 }
 
 /// Operations that do as they are told, for all kinds.
@@ -147,10 +146,6 @@ impl MovableOps<TestPlatform> for Script {
 
     fn putback(&self, _mm: &TestMm<'_>, src: Pfn) {
         self.note(Told::Putback(src));
-    }
-
-    fn after_putback(&self, _mm: &TestMm<'_>, src: Pfn) {
-        self.note(Told::AfterPutback(src));
     }
 }
 

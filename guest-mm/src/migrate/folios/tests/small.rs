@@ -4,10 +4,12 @@ use abi::{PAGE_SIZE, Pfn};
 
 use super::{destination, isolated, migrate};
 use crate::folio::{FolioFlags, NoFolio};
-use crate::memdesc::OutOfMap;
-use crate::migrate::{FolioIsolateError, MigrateError, MigrateMode};
+use crate::memdesc::{Order, OutOfMap};
+use crate::memory::FrozenFrames;
+use crate::migrate::{Destinations, FolioIsolateError, MigrateBatch, MigrateError, MigrateMode};
 use crate::rmap::tests::world::World;
 use crate::space::MapFlags;
+use crate::testing::TestPlatform;
 
 /// Linux moves them too: what is locked in memory is there, wherever that is.
 #[test]
@@ -45,6 +47,43 @@ fn a_page_moves_and_its_process_sees_the_same_bytes() {
     assert!(folio.has(FolioFlags::LRU) && !folio.has(FolioFlags::ISOLATED));
     world.mm.put(folio);
     assert!(matches!(world.mm.folio_of(from), Err(NoFolio::NotFolio(_))));
+    world.end([space]);
+}
+
+/// No destinations; counts who asked for one.
+struct Nowhere(u32);
+
+impl Destinations for Nowhere {
+    fn take(&mut self, _order: Order, _src: Pfn) -> Option<FrozenFrames> {
+        self.0 += 1;
+        None
+    }
+
+    fn give_back(&mut self, _frames: FrozenFrames) {
+        unreachable!("nothing was taken");
+    }
+}
+
+/// Each page of a batch asked again, while memory was shortest.
+#[test]
+fn once_there_is_no_destination_nobody_asks_for_another() {
+    const PAGES: u64 = 16;
+    let world = World::new(4096);
+    let space = world.space();
+    let at = world.map(&space, PAGES);
+    let mut batch = MigrateBatch::<TestPlatform>::new(&world.mm);
+    for page in 0..PAGES {
+        world.store(&space, at + page * PAGE_SIZE, page).unwrap();
+        let pfn = world.pte(&space, at + page * PAGE_SIZE).pfn();
+        world.mm.isolate_for_migration(pfn, &mut batch).unwrap();
+    }
+    let mut nowhere = Nowhere(0);
+    let stats = world.mm.migrate_pages(&mut batch, &mut nowhere, MigrateMode::Sync);
+    assert_eq!((stats.failed_with(MigrateError::NoMemory), nowhere.0), (PAGES, 1));
+    drop(batch);
+    for page in 0..PAGES {
+        assert_eq!(world.load(&space, at + page * PAGE_SIZE), Ok(page));
+    }
     world.end([space]);
 }
 
