@@ -31,6 +31,8 @@ pub mod memory;
 pub mod migrate;
 #[cfg(not(loom))]
 pub mod mm;
+#[cfg(loom)]
+pub mod mutant;
 #[cfg(not(loom))]
 pub mod objects;
 #[cfg(not(loom))]

@@ -8,7 +8,7 @@
 //! in `loom_xarray`.
 #![cfg(loom)]
 
-use guest_mm::space::vma_lock::mutant::{Mutant, activate};
+use guest_mm::space::vma_lock::mutant::Mutant;
 use guest_mm::space::vma_lock::{LockSeq, Lockable, VmaLock, read_covering};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
@@ -108,14 +108,7 @@ fn explore(change: fn(&Space), address: u64) {
 }
 
 fn with_mutant(mutant: Mutant, model: fn()) {
-    struct Off;
-    impl Drop for Off {
-        fn drop(&mut self) {
-            activate(None);
-        }
-    }
-    let _off = Off;
-    activate(Some(mutant));
+    let _mutant = mutant.active();
     model();
 }
 

@@ -69,7 +69,7 @@ pub fn read_covering<V: Lockable>(vma: &V, space: &LockSeq, address: u64) -> boo
         return false;
     }
     #[cfg(loom)]
-    if mutant::is(mutant::Mutant::TrustsRange) {
+    if mutant::Mutant::TrustsRange.is_active() {
         return true;
     }
     if vma.covers(address) {
@@ -95,7 +95,7 @@ impl VmaLock {
             return false;
         }
         #[cfg(loom)]
-        if mutant::is(mutant::Mutant::TrustsFirstLook) {
+        if mutant::Mutant::TrustsFirstLook.is_active() {
             return true;
         }
         if self.is_write_locked(space) {
@@ -110,7 +110,7 @@ impl VmaLock {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             #[cfg(loom)]
-            let detached = state & ATTACHED == 0 && !mutant::is(mutant::Mutant::TrustsTree);
+            let detached = state & ATTACHED == 0 && !mutant::Mutant::TrustsTree.is_active();
             #[cfg(not(loom))]
             let detached = state & ATTACHED == 0;
             if detached || state & WRITER != 0 || state & READERS == READERS {
@@ -194,8 +194,6 @@ impl VmaLock {
 /// Ways to get it wrong, each of which a model must notice.
 #[cfg(loom)]
 pub mod mutant {
-    use std::cell::Cell;
-
     /// A step left out.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Mutant {
@@ -207,18 +205,7 @@ pub mod mutant {
         TrustsRange,
     }
 
-    std::thread_local! {
-        static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
-    }
-
-    /// Makes the mutant live, or none; on the thread that runs the model.
-    pub fn activate(mutant: Option<Mutant>) {
-        ACTIVE.set(mutant);
-    }
-
-    pub(super) fn is(mutant: Mutant) -> bool {
-        ACTIVE.get() == Some(mutant)
-    }
+    crate::mutant::mutants!(Mutant);
 }
 
 #[cfg(all(test, not(loom)))]

@@ -32,7 +32,7 @@ pub use entry::{Content, Entry, Value};
 pub use error::{AllocError, InsertError, RangeError};
 pub use mark::Mark;
 #[cfg(loom)]
-pub use mutant::{ActiveMutant, Mutant};
+pub use mutant::Mutant;
 pub(crate) use node::{FreshNodes, NodeReserve};
 pub use node::{NoMemory, Node, NodeAlloc};
 pub use slab_nodes::SlabNodes;

@@ -1,7 +1,5 @@
 //! Faults that the models switch on to prove that they would be noticed.
 
-use std::cell::Cell;
-
 /// A fault in the array's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mutant {
@@ -14,30 +12,4 @@ pub enum Mutant {
     SiblingsFirst,
 }
 
-// A model's threads all run on the thread that explores it.
-std::thread_local! {
-    static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
-}
-
-/// Keeps a mutant switched on.
-#[derive(Debug)]
-#[must_use = "the mutant is switched off when this is dropped"]
-pub struct ActiveMutant(());
-
-impl Mutant {
-    /// Switches the fault on.
-    pub fn active(self) -> ActiveMutant {
-        ACTIVE.set(Some(self));
-        ActiveMutant(())
-    }
-
-    pub(super) fn is_active(self) -> bool {
-        ACTIVE.get() == Some(self)
-    }
-}
-
-impl Drop for ActiveMutant {
-    fn drop(&mut self) {
-        ACTIVE.set(None);
-    }
-}
+crate::mutant::mutants!(Mutant);

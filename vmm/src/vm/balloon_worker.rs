@@ -10,10 +10,8 @@ mod status;
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use abi::PageCount;
@@ -22,18 +20,14 @@ use devices::balloon::operation::StallNotes;
 use devices::clock::Clock;
 use devices::virtio::QueueProgress;
 use guest_ram::HostRam;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::event_loop::answer;
-use super::exit::ExitReason;
 use super::handle::{BalloonStatus, Metric, OperationStatus, Reply, VmError};
 use super::operations::Operations;
 use super::poll::Poller;
-use super::vcpu::{VcpuEvent, VcpuEvents};
+use super::vcpu::VcpuEvents;
 use super::window::Window;
-
-/// Stack of the thread; only what is touched costs memory.
-const STACK_BYTES: usize = 256 << 10;
+use super::worker::{Commands, Work, Worker};
 
 /// The host's monotonic clock.
 #[derive(Debug, Clone, Copy)]
@@ -62,76 +56,31 @@ pub(super) enum BalloonCommand {
 }
 
 /// The thread, as the event loop holds it.
-pub(super) struct BalloonWorker {
-    commands: Option<mpsc::Sender<BalloonCommand>>,
-    wake: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+pub(super) struct BalloonWorker(Worker<BalloonCommand>);
+
+/// What the thread works on.
+pub(super) struct BalloonParts {
+    pub(super) window: Arc<Window<Balloon>>,
+    pub(super) ram: Arc<HostRam>,
+    pub(super) clock: HostClock,
+    /// An operation without progress for so long has stalled.
+    pub(super) stall_after: Duration,
 }
 
 impl BalloonWorker {
     /// Starts the thread. `failures`: where it reports that it cannot go on.
-    pub(super) fn start(
-        window: Arc<Window<Balloon>>,
-        ram: Arc<HostRam>,
-        clock: HostClock,
-        stall_after: Duration,
-        failures: VcpuEvents,
-    ) -> io::Result<Self> {
-        let wake = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
-        let (commands, receiver) = mpsc::channel();
-        let mut poller = Poller::new()?;
-        poller.watch(wake.as_raw_fd(), Token::Commands)?;
-        poller.watch(window.touched().as_raw_fd(), Token::Touched)?;
-        for (queue, doorbell) in (0..).zip(window.doorbells()) {
-            poller.watch(doorbell.as_raw_fd(), Token::Queue(queue))?;
-        }
-        let operations = Operations::new(stall_after, ram.pages(), StallNotes::BALLOON);
-        let worker = Worker {
-            window,
-            ram,
-            clock,
-            poller,
-            commands: receiver,
-            wake: wake.clone(),
-            pending: false,
-            is_paused: false,
-            last_kick: None,
-            operations,
-        };
-        let thread = thread::Builder::new()
-            .name(String::from("balloon"))
-            .stack_size(STACK_BYTES)
-            .spawn(move || worker.main(&failures))?;
-        Ok(Self { commands: Some(commands), wake, thread: Some(thread) })
+    pub(super) fn start(parts: BalloonParts, failures: VcpuEvents) -> io::Result<Self> {
+        Worker::start(failures, |commands| BalloonWork::new(parts, commands)).map(Self)
     }
 
     /// Sends a command. If the thread is gone, the requester sees its reply dropped.
     pub(super) fn post(&self, command: BalloonCommand) {
-        if let Some(commands) = &self.commands {
-            commands.send(command).ok();
-            // Fails only when the counter is full: the wake-up is pending already.
-            self.wake.write(1).ok();
-        }
+        self.0.post(command);
     }
 
     /// Resets the device after the vCPUs have stopped, and waits until it is done.
     pub(super) fn reset(&self) {
-        let (done, wait) = mpsc::channel();
-        self.post(BalloonCommand::Reset { done });
-        // An error means that the thread is gone, which it has reported.
-        wait.recv().ok();
-    }
-}
-
-impl Drop for BalloonWorker {
-    /// Ends and joins the thread; a release that runs is finished first.
-    fn drop(&mut self) {
-        self.commands = None;
-        self.wake.write(1).ok();
-        if let Some(thread) = self.thread.take() {
-            // A panic has been reported by the thread itself.
-            thread.join().ok();
-        }
+        self.0.wait_for(|done| BalloonCommand::Reset { done });
     }
 }
 
@@ -145,13 +94,12 @@ enum Token {
     Queue(u16),
 }
 
-struct Worker {
+struct BalloonWork {
     window: Arc<Window<Balloon>>,
     ram: Arc<HostRam>,
     clock: HostClock,
     poller: Poller<Token>,
-    commands: mpsc::Receiver<BalloonCommand>,
-    wake: Arc<EventFd>,
+    commands: Commands<BalloonCommand>,
     /// The device has work that no kick will announce.
     pending: bool,
     is_paused: bool,
@@ -159,40 +107,17 @@ struct Worker {
     operations: Operations,
 }
 
-/// Whether the thread goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    Turn,
-    End,
-}
+impl Work for BalloonWork {
+    type Command = BalloonCommand;
 
-impl Worker {
-    fn main(mut self, failures: &VcpuEvents) {
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                match self.turn() {
-                    Ok(Next::Turn) => {}
-                    Ok(Next::End) => return Ok(()),
-                    Err(error) => return Err(format!("Balloon worker: {error}")),
-                }
-            }
-        }));
-        let message = match result {
-            Ok(Ok(())) => return,
-            Ok(Err(message)) => message,
-            Err(_) => String::from("The balloon worker panicked"),
-        };
-        failures.send(VcpuEvent::Ended(ExitReason::HostError(message)));
-    }
+    const NAME: &str = "balloon";
 
     /// Waits once, serves what has happened, does at most one window's release.
-    fn turn(&mut self) -> io::Result<Next> {
+    fn turn(&mut self) -> io::Result<()> {
         for token in self.poller.wait(self.deadline())? {
             // Each read only takes back a wake-up; state says what there is to do.
             match token {
-                Token::Commands => {
-                    self.wake.read().ok();
-                }
+                Token::Commands => self.commands.woken(),
                 Token::Touched => {
                     self.window.touched().read().ok();
                     self.pending |= self.window.lock().progress() == QueueProgress::Pending;
@@ -210,38 +135,11 @@ impl Worker {
             self.advance();
         }
         self.observe();
-        self.take_commands()
+        Ok(())
     }
 
-    /// Now if the device has work; else when the running operation wants to be looked at.
-    fn deadline(&self) -> Option<Instant> {
-        if self.pending {
-            return Some(Instant::now());
-        }
-        let check = self.operations.next_check()?;
-        self.clock.0.checked_add(check)
-    }
-
-    /// Runs a release if one waits, and lets the device answer its driver.
-    fn advance(&mut self) {
-        let job = self.window.lock().device_mut().take_release();
-        // The device is not locked here.
-        let done = job.map(devices::balloon::ReleaseJob::run);
-        let mut transport = self.window.lock();
-        if let Some(done) = done {
-            transport.device_mut().release_done(done);
-        }
-        self.pending = transport.serve_pending() == QueueProgress::Pending;
-    }
-
-    fn take_commands(&mut self) -> io::Result<Next> {
-        loop {
-            match self.commands.try_recv() {
-                Ok(command) => self.serve(command),
-                Err(mpsc::TryRecvError::Empty) => return Ok(Next::Turn),
-                Err(mpsc::TryRecvError::Disconnected) => return Ok(Next::End),
-            }
-        }
+    fn commands(&self) -> &Commands<Self::Command> {
+        &self.commands
     }
 
     fn serve(&mut self, command: BalloonCommand) {
@@ -268,6 +166,51 @@ impl Worker {
                 done.send(()).ok();
             }
         }
+    }
+}
+
+impl BalloonWork {
+    fn new(parts: BalloonParts, commands: Commands<BalloonCommand>) -> io::Result<Self> {
+        let BalloonParts { window, ram, clock, stall_after } = parts;
+        let mut poller = Poller::new()?;
+        poller.watch(commands.as_raw_fd(), Token::Commands)?;
+        poller.watch(window.touched().as_raw_fd(), Token::Touched)?;
+        for (queue, doorbell) in (0..).zip(window.doorbells()) {
+            poller.watch(doorbell.as_raw_fd(), Token::Queue(queue))?;
+        }
+        let operations = Operations::new(stall_after, ram.pages(), StallNotes::BALLOON);
+        Ok(Self {
+            window,
+            ram,
+            clock,
+            poller,
+            commands,
+            pending: false,
+            is_paused: false,
+            last_kick: None,
+            operations,
+        })
+    }
+
+    /// Now if the device has work; else when the running operation wants to be looked at.
+    fn deadline(&self) -> Option<Instant> {
+        if self.pending {
+            return Some(Instant::now());
+        }
+        let check = self.operations.next_check()?;
+        self.clock.0.checked_add(check)
+    }
+
+    /// Runs a release if one waits, and lets the device answer its driver.
+    fn advance(&mut self) {
+        let job = self.window.lock().device_mut().take_release();
+        // The device is not locked here.
+        let done = job.map(devices::balloon::ReleaseJob::run);
+        let mut transport = self.window.lock();
+        if let Some(done) = done {
+            transport.device_mut().release_done(done);
+        }
+        self.pending = transport.serve_pending() == QueueProgress::Pending;
     }
 
     fn set_target(

@@ -18,7 +18,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::balloon_worker::{BalloonWorker, HostClock};
+use super::balloon_worker::{BalloonParts, BalloonWorker, HostClock};
 use super::board::Board;
 use super::config::describe::mib;
 use super::config::{GuestConsole, Kernel, OnReset, SerialPort, VmConfig};
@@ -173,13 +173,9 @@ impl Chassis {
     pub(super) fn start_balloon(&self, stall_after: Duration) -> io::Result<Option<BalloonWorker>> {
         let start = |window: &Arc<Window<Balloon>>| {
             let (window, ram) = (window.clone(), self.ram.clone());
-            BalloonWorker::start(
-                window,
-                ram,
-                HostClock(self.started),
-                stall_after,
-                self.events.clone(),
-            )
+            let clock = HostClock(self.started);
+            let parts = BalloonParts { window, ram, clock, stall_after };
+            BalloonWorker::start(parts, self.events.clone())
         };
         self.balloon.as_ref().map(start).transpose()
     }

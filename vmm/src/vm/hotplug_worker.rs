@@ -7,10 +7,8 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use abi::PageCount;
@@ -20,19 +18,16 @@ use devices::clock::Clock;
 use devices::mem::{MemoryDevice, RequestedSizeError};
 use devices::virtio::QueueProgress;
 use guest_ram::HostRam;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::balloon_worker::HostClock;
 use super::event_loop::answer;
-use super::exit::ExitReason;
 use super::handle::{HotplugStatus, OperationStatus, Reply, VmError};
 use super::operations::{Operations, driver_state};
 use super::poll::Poller;
-use super::vcpu::{VcpuEvent, VcpuEvents};
+use super::vcpu::VcpuEvents;
 use super::window::Window;
+use super::worker::{Commands, Work, Worker};
 
-/// Stack of the thread; only what is touched costs memory.
-const STACK_BYTES: usize = 256 << 10;
 /// How often to look whether a device still accesses what has been unplugged.
 const SETTLE_EVERY: Duration = Duration::from_millis(20);
 
@@ -51,11 +46,7 @@ pub(super) enum HotplugCommand {
 }
 
 /// The thread, as the event loop holds it.
-pub(super) struct HotplugWorker {
-    commands: Option<mpsc::Sender<HotplugCommand>>,
-    wake: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
-}
+pub(super) struct HotplugWorker(Worker<HotplugCommand>);
 
 /// What the thread works on.
 pub(super) struct HotplugParts {
@@ -71,60 +62,17 @@ pub(super) struct HotplugParts {
 impl HotplugWorker {
     /// Starts the thread. `failures`: where it reports that it cannot go on.
     pub(super) fn start(parts: HotplugParts, failures: VcpuEvents) -> io::Result<Self> {
-        let wake = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
-        let (commands, receiver) = mpsc::channel();
-        let mut poller = Poller::new()?;
-        poller.watch(wake.as_raw_fd(), Token::Commands)?;
-        poller.watch(parts.window.touched().as_raw_fd(), Token::Touched)?;
-        for doorbell in parts.window.doorbells() {
-            poller.watch(doorbell.as_raw_fd(), Token::Kicked)?;
-        }
-        let notes = StallNotes::HOTPLUG;
-        let worker = Worker {
-            operations: Operations::new(parts.stall_after, parts.ram.pages(), notes),
-            parts,
-            poller,
-            commands: receiver,
-            wake: wake.clone(),
-            pending: false,
-            lingering: false,
-            is_paused: false,
-            last_kick: None,
-        };
-        let thread = thread::Builder::new()
-            .name(String::from("hotplug"))
-            .stack_size(STACK_BYTES)
-            .spawn(move || worker.main(&failures))?;
-        Ok(Self { commands: Some(commands), wake, thread: Some(thread) })
+        Worker::start(failures, |commands| Hotplug::new(parts, commands)).map(Self)
     }
 
     /// Sends a command. If the thread is gone, the requester sees its reply dropped.
     pub(super) fn post(&self, command: HotplugCommand) {
-        if let Some(commands) = &self.commands {
-            commands.send(command).ok();
-            // Fails only when the counter is full: the wake-up is pending already.
-            self.wake.write(1).ok();
-        }
+        self.0.post(command);
     }
 
     /// Resets the device and unplugs everything after the vCPUs have stopped, and waits until it is done.
     pub(super) fn reset(&self) {
-        let (done, wait) = mpsc::channel();
-        self.post(HotplugCommand::Reset { done });
-        // An error means that the thread is gone, which it has reported.
-        wait.recv().ok();
-    }
-}
-
-impl Drop for HotplugWorker {
-    /// Ends and joins the thread.
-    fn drop(&mut self) {
-        self.commands = None;
-        self.wake.write(1).ok();
-        if let Some(thread) = self.thread.take() {
-            // A panic has been reported by the thread itself.
-            thread.join().ok();
-        }
+        self.0.wait_for(|done| HotplugCommand::Reset { done });
     }
 }
 
@@ -138,11 +86,10 @@ enum Token {
     Kicked,
 }
 
-struct Worker {
+struct Hotplug {
     parts: HotplugParts,
     poller: Poller<Token>,
-    commands: mpsc::Receiver<HotplugCommand>,
-    wake: Arc<EventFd>,
+    commands: Commands<HotplugCommand>,
     /// The device has work that no kick will announce.
     pending: bool,
     /// Some device may still access what has been unplugged.
@@ -152,40 +99,17 @@ struct Worker {
     operations: Operations,
 }
 
-/// Whether the thread goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    Turn,
-    End,
-}
+impl Work for Hotplug {
+    type Command = HotplugCommand;
 
-impl Worker {
-    fn main(mut self, failures: &VcpuEvents) {
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                match self.turn() {
-                    Ok(Next::Turn) => {}
-                    Ok(Next::End) => return Ok(()),
-                    Err(error) => return Err(format!("Hotplug worker: {error}")),
-                }
-            }
-        }));
-        let message = match result {
-            Ok(Ok(())) => return,
-            Ok(Err(message)) => message,
-            Err(_) => String::from("The hotplug worker panicked"),
-        };
-        failures.send(VcpuEvent::Ended(ExitReason::HostError(message)));
-    }
+    const NAME: &str = "hotplug";
 
     /// Waits once and serves what has happened: at most one plug or unplug.
-    fn turn(&mut self) -> io::Result<Next> {
+    fn turn(&mut self) -> io::Result<()> {
         for token in self.poller.wait(self.deadline())? {
             // Each read only takes back a wake-up; state says what there is to do.
             match token {
-                Token::Commands => {
-                    self.wake.read().ok();
-                }
+                Token::Commands => self.commands.woken(),
                 Token::Touched => {
                     self.parts.window.touched().read().ok();
                     self.pending |= self.parts.window.lock().progress() == QueueProgress::Pending;
@@ -209,28 +133,11 @@ impl Worker {
             self.lingering = self.parts.ram.settle();
         }
         self.observe();
-        self.take_commands()
+        Ok(())
     }
 
-    /// Now if the device has work; else when something has to be looked at.
-    fn deadline(&self) -> Option<Instant> {
-        if self.pending {
-            return Some(Instant::now());
-        }
-        let settle = self.lingering.then(|| Instant::now() + SETTLE_EVERY);
-        let check = self.operations.next_check();
-        let check = check.and_then(|check| self.parts.clock.0.checked_add(check));
-        settle.into_iter().chain(check).min()
-    }
-
-    fn take_commands(&mut self) -> io::Result<Next> {
-        loop {
-            match self.commands.try_recv() {
-                Ok(command) => self.serve(command),
-                Err(mpsc::TryRecvError::Empty) => return Ok(Next::Turn),
-                Err(mpsc::TryRecvError::Disconnected) => return Ok(Next::End),
-            }
-        }
+    fn commands(&self) -> &Commands<Self::Command> {
+        &self.commands
     }
 
     fn serve(&mut self, command: HotplugCommand) {
@@ -258,6 +165,40 @@ impl Worker {
                 done.send(()).ok();
             }
         }
+    }
+}
+
+impl Hotplug {
+    fn new(parts: HotplugParts, commands: Commands<HotplugCommand>) -> io::Result<Self> {
+        let mut poller = Poller::new()?;
+        poller.watch(commands.as_raw_fd(), Token::Commands)?;
+        poller.watch(parts.window.touched().as_raw_fd(), Token::Touched)?;
+        for doorbell in parts.window.doorbells() {
+            poller.watch(doorbell.as_raw_fd(), Token::Kicked)?;
+        }
+        let notes = StallNotes::HOTPLUG;
+        let operations = Operations::new(parts.stall_after, parts.ram.pages(), notes);
+        Ok(Self {
+            operations,
+            parts,
+            poller,
+            commands,
+            pending: false,
+            lingering: false,
+            is_paused: false,
+            last_kick: None,
+        })
+    }
+
+    /// Now if the device has work; else when something has to be looked at.
+    fn deadline(&self) -> Option<Instant> {
+        if self.pending {
+            return Some(Instant::now());
+        }
+        let settle = self.lingering.then(|| Instant::now() + SETTLE_EVERY);
+        let check = self.operations.next_check();
+        let check = check.and_then(|check| self.parts.clock.0.checked_add(check));
+        settle.into_iter().chain(check).min()
     }
 
     fn request(

@@ -26,6 +26,7 @@ mod slots;
 mod stdio;
 mod vcpu;
 mod window;
+mod worker;
 
 use std::io;
 use std::sync::{Arc, mpsc};

@@ -4,12 +4,12 @@ use abi::PageCount;
 use devices::balloon::operation::{DriverState, Observation};
 use devices::balloon::{BalloonCounters, Histogram};
 
-use super::Worker;
+use super::BalloonWork;
 use crate::vm::handle::{BalloonStatus, Metric};
 use crate::vm::metrics::{counter, gauge, gauge_with, transport_counters};
 use crate::vm::operations::driver_state;
 
-impl Worker {
+impl BalloonWork {
     /// What an operation needs to see.
     pub(super) fn observation(&self) -> Observation {
         let transport = self.window.lock();
