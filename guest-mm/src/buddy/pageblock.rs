@@ -75,7 +75,6 @@ impl PageblockTable {
     }
 
     /// Sets the type that the pageblock has beneath an isolation. The zone lock is held.
-    #[cfg(not(loom))]
     pub(crate) fn set_beneath(&self, pfn: Pfn, migratetype: MigrateType) {
         let Some(cell) = self.cell(pfn) else { return };
         let change = |bits| Some(bits & !TYPE | migratetype as u8);

@@ -84,7 +84,6 @@ impl WordTable {
     }
 
     /// Whether `pfn` is RAM of the start, whose words never go.
-    #[cfg(not(loom))]
     pub(crate) fn is_of_the_start(&self, pfn: Pfn) -> bool {
         self.regions.iter().flatten().any(|region| region.range.contains(pfn))
     }

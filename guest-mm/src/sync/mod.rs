@@ -12,6 +12,7 @@ pub mod sleeper;
 pub mod spinlock;
 
 pub use lock_order::{HeldLocks, LockClass};
+#[cfg(not(loom))]
 pub(crate) use lock_order::{note_held, note_let_go};
 pub use mailbox::Mailboxes;
 pub use rwlock::{ReadLockGuard, RwLock, WriteLockGuard};
