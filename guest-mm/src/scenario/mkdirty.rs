@@ -1,13 +1,15 @@
 //! `mkdirty`: what makes a page dirty does not make it writable; cases of Linux's `mkdirty`, tested anew.
 //!
-//! Ported: `test_pte_mapping_thp`. In the place of writes by ptrace, which need FOLL_FORCE, stand pins whose holder
-//! wrote. Absent: migration and UFFDIO_COPY, which are not there yet.
+//! Ported: `test_page_migration` and its THP variant, `test_pte_mapping_thp`. In the place of writes by ptrace, which
+//! need FOLL_FORCE, stand pins whose holder wrote. Absent: UFFDIO_COPY, which is not there yet.
 
 use abi::PAGE_SIZE;
 
 use super::cow::{How, Kind, Memory, PinList};
-use super::{Case, Ctx, Machine, Outcome, Signal, check, check_eq, check_err};
+use super::migration::pool::Pool;
+use super::{Case, Ctx, Machine, OrFail as _, Outcome, Signal, check, check_eq, check_err};
 use crate::gup::{Contents, GupFlags};
+use crate::migrate::MigrateMode;
 use crate::pgtable::PageProt;
 
 /// What the memory was filled with before.
@@ -16,6 +18,8 @@ const OLD: u64 = 1;
 /// Runs the scenario.
 pub(super) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
     ctx.run_cases(&[
+        Case { name: "test_page_migration", run: |ctx| migration(ctx, Kind::Base) },
+        Case { name: "test_page_migration_thp", run: |ctx| migration(ctx, Kind::Thp) },
         Case { name: "test_pte_mapping_thp", run: pte_mapping_thp },
         Case { name: "test_pin_write_access", run: |ctx| pin_write(ctx, Kind::Base) },
         Case { name: "test_pin_write_access_thp", run: |ctx| pin_write(ctx, Kind::Thp) },
@@ -30,6 +34,20 @@ fn expect_read_only<M: Machine>(memory: &Memory<'_, '_, M>) -> Outcome {
         check_eq(memory.process.load(at + 8)?, 0, "nothing was stored")?;
     }
     memory.process.expect(memory.start, memory.pages, OLD)
+}
+
+/// A dirty page that moves is dirty afterwards and as read-only as before.
+fn migration<M: Machine>(ctx: &mut Ctx<'_, '_, M>, kind: Kind) -> Outcome {
+    let Some(memory) = Memory::new(ctx, kind)? else {
+        return check(false, "the memory can be had");
+    };
+    memory.protect(PageProt::READ)?;
+    let mm = memory.process.mm();
+    let (space, bytes) = (memory.process.space(), memory.pages * PAGE_SIZE);
+    let mut pool = Pool::new(mm.memory())?;
+    let done = mm.migrate_range(space, memory.start, bytes, &mut pool, MigrateMode::Sync);
+    check_eq(done.or_fail()?.pages.migrated, memory.pages, "pages that moved")?;
+    expect_read_only(&memory)
 }
 
 /// The PTEs that a dirty, read-only PMD leaf becomes are read-only.
