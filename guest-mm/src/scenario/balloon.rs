@@ -255,12 +255,22 @@ fn run_out<M: Machine>(ctx: &mut Ctx<'_, '_, M>, ballooned: u64) -> Outcome {
     // Half of the balloon must come; tables and descriptors want some too.
     let wanted = (usable_pages(mm) + ballooned.min(2048) / 2) / users as u64 * 15 / 16;
     let before = (mm.reclaim_stats(), ctx.balloon().map_or(0, |s| s.counters.migrated_pages));
-    let done = AtomicU64::new(0);
+    let (have, done) = (AtomicU64::new(0), AtomicU64::new(0));
     ctx.run_on(users + 1, &|thread| {
         if thread == users {
             return move_until(mm, &|| done.load(Ordering::Relaxed) == users as u64);
         }
-        let ended = want(mm, wanted, thread as u64);
+        // Who has his pages keeps them until all have theirs: one after the other they need no balloon.
+        let ended = want(mm, wanted, thread as u64, &|| {
+            have.fetch_add(1, Ordering::Relaxed);
+            while have.load(Ordering::Relaxed) < users as u64 {
+                mm.platform().relax();
+            }
+        });
+        if ended.is_err() {
+            // Nobody waits for one who will never have them.
+            have.fetch_add(users as u64, Ordering::Relaxed);
+        }
         done.fetch_add(1, Ordering::Relaxed);
         ended
     })?;
@@ -275,11 +285,12 @@ fn run_out<M: Machine>(ctx: &mut Ctx<'_, '_, M>, ballooned: u64) -> Outcome {
     check_eq(after.0.killed, before.0.killed, "processes killed")
 }
 
-/// Has `pages` pages, all of them at once.
-fn want<M: Machine>(mm: &Mm<'_, M>, pages: u64, tag: u64) -> Outcome {
+/// Has `pages` pages, all of them at once, and calls `meet` then.
+fn want<M: Machine>(mm: &Mm<'_, M>, pages: u64, tag: u64, meet: &dyn Fn()) -> Outcome {
     let process = mm.with_room(|| Process::new(mm))?;
     let there = mm.with_room(|| process.mmap(MmapArgs::anonymous(pages * PAGE_SIZE)))?;
     process.fill(there, pages, tag)?;
+    meet();
     process.expect(there, pages, tag)
 }
 
