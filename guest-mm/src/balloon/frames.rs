@@ -12,7 +12,8 @@ use crate::memdesc::{DriverId, Order};
 use crate::memory::{ClaimError, Memory, OfflineBlock, TransitFrames};
 use crate::platform::Platform;
 use crate::store::{
-    Block, BlockState, PfnStore, Reservation, SplitError, SplitReservation, SplitShape, StoredBlock,
+    Block, BlockState, CommitError, PfnStore, Reservation, SplitError, SplitReservation,
+    SplitShape, StoredBlock,
 };
 use crate::virtio::{DmaMemory, DmaPage};
 
@@ -23,10 +24,19 @@ pub(super) enum TakeError {
     Store,
     /// The allocator has no block of this order to spare.
     Pages,
-    /// The block's last PFN does not fit in 32 bits.
+    /// The block's last PFN does not fit in 32 bits, or the store has no place for it: it holds frames of a range.
     Unaddressable,
     /// A word or the store was not as expected: the frames are leaked, not risked.
     Inconsistent,
+}
+
+impl From<CommitError> for TakeError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::OutOfRange => Self::Unaddressable,
+            CommitError::Occupied => Self::Inconsistent,
+        }
+    }
 }
 
 /// Why deflation got no block.
@@ -63,9 +73,9 @@ impl<P: Platform, S: PfnStore> Frames<'_, P, S> {
             .memory
             .make_offline(frames, DriverId::BALLOON)
             .map_err(|_| TakeError::Inconsistent)?;
-        if reservation.commit(block).is_err() {
+        if let Err(error) = reservation.commit(block) {
             self.free(offline, Contents::Unknown)?;
-            return Err(TakeError::Inconsistent);
+            return Err(error.into());
         }
         self.memory.park(offline).map_err(|_| TakeError::Inconsistent)?;
         Ok(block)
@@ -78,10 +88,10 @@ impl<P: Platform, S: PfnStore> Frames<'_, P, S> {
         let block = Block::new(dst.head(), dst.order().get());
         let block = block.filter(|block| is_addressable(*block)).ok_or(TakeError::Unaddressable)?;
         self.memory.adopt_offline(dst, DriverId::BALLOON).map_err(|_| TakeError::Inconsistent)?;
-        if reservation.commit(block).is_err() {
+        if let Err(error) = reservation.commit(block) {
             // The word was just parked: it says so.
             let _undone = self.memory.disown_offline(dst, DriverId::BALLOON);
-            return Err(TakeError::Inconsistent);
+            return Err(error.into());
         }
         Ok(block)
     }

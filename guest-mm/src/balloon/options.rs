@@ -128,7 +128,7 @@ pub struct BalloonCounters {
     pub store_failures: u64,
     /// Times a virtqueue refused a buffer.
     pub queue_failures: u64,
-    /// Blocks that did not fit in 32-bit PFNs.
+    /// Blocks that did not fit in 32-bit PFNs, or lay outside the store's range.
     pub unaddressable_blocks: u64,
     /// Blocks passed over by deflation because somebody had isolated them.
     pub isolated_skips: u64,

@@ -30,7 +30,7 @@ use core::mem::ManuallyDrop;
 
 use abi::{PageCount, Pfn, PfnRange};
 use guest_kernel::cmdline::StoreKind;
-use guest_kernel::layout::{CPUS, PAGE};
+use guest_kernel::layout::{CPUS, DIRECT_MAP_LIMIT, PAGE};
 use guest_mm::memory::Memory;
 use guest_mm::mm::{Base, Mm};
 use guest_mm::store::{BitmapStore, PfnStore, XArrayStore};
@@ -70,7 +70,9 @@ extern "C" fn kernel_main(start_info_gpa: u64) -> ! {
         let balloon = ManuallyDrop::new(SharedBalloon::new(base.platform()));
         serve(&boot, &mm, &store, &balloon);
     }
-    let store = ManuallyDrop::new(XArrayStore::new(&base.rcu, base.xa_nodes(), range));
+    // Memory that is plugged later goes into the balloon like any other.
+    let all = PfnRange::new(Pfn::ZERO, Pfn::containing(DIRECT_MAP_LIMIT)).unwrap_or(range);
+    let store = ManuallyDrop::new(XArrayStore::new(&base.rcu, base.xa_nodes(), all));
     let balloon = ManuallyDrop::new(SharedBalloon::new(base.platform()));
     serve(&boot, &mm, &*store, &balloon)
 }

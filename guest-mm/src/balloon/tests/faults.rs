@@ -189,3 +189,21 @@ fn frames_that_the_wire_cannot_name_are_never_lent_and_never_lost() {
     assert!(driver.finish().is_ok());
     assert_eq!(memory.free_pages(), free);
 }
+
+/// Frames that the store has no place for counted as memory corruption.
+#[test]
+fn frames_outside_the_range_of_the_store_are_given_back_and_are_no_inconsistency() {
+    with_rig(PAGES, Options::default(), |rig| {
+        rig.store.range_end.store(1, Ordering::Relaxed);
+        let free = rig.memory.free_pages();
+        rig.set_target(2000);
+        assert!(matches!(rig.quiesce(), Wake::At(_)));
+        let counters = rig.status().counters;
+        assert!(counters.unaddressable_blocks > 0, "{counters:?}");
+        assert_eq!(counters.inconsistencies, 0, "{counters:?}");
+        assert_eq!(rig.memory.free_pages(), free);
+        rig.store.range_end.store(0, Ordering::Relaxed);
+        outlast(rig);
+        assert_eq!(rig.told_actual(), 2000);
+    });
+}

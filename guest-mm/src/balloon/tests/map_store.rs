@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use abi::{PageCount, Pfn};
 
@@ -16,12 +16,18 @@ pub(crate) struct MapStore {
     blocks: Mutex<BTreeMap<Pfn, StoredBlock>>,
     pub(crate) is_full: AtomicBool,
     pub(crate) cannot_split: AtomicBool,
+    /// Frames from this one on have no place; 0 for none.
+    pub(crate) range_end: AtomicU64,
 }
 
 pub(crate) struct Room<'a>(&'a MapStore);
 
 impl Reservation for Room<'_> {
     fn commit(self, block: Block) -> Result<(), CommitError> {
+        let end = self.0.range_end.load(Ordering::Relaxed);
+        if end != 0 && block.range().unwrap().end().number() > end {
+            return Err(CommitError::OutOfRange);
+        }
         if block.range().unwrap().iter().any(|pfn| self.0.contains(pfn)) {
             return Err(CommitError::Occupied);
         }
