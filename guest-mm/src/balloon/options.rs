@@ -136,7 +136,7 @@ pub struct BalloonCounters {
     pub splits: u64,
     /// Splits that found no memory.
     pub split_failures: u64,
-    /// Times that a guest out of memory asked for pages.
+    /// Times that a guest out of memory asked for pages: again and again while all that is left is on the move.
     pub oom_notifications: u64,
     /// Pages that it got.
     pub oom_pages: u64,
