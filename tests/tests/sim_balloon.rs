@@ -112,6 +112,7 @@ fn migrations() -> [Scenario; 3] {
 
 #[test]
 fn ballooned_pages_migrate_against_inflation_deflation_and_out_of_memory() {
+    let mut released = 0;
     for scenario in migrations() {
         let outcomes: Vec<_> = [StoreKind::XArray, StoreKind::Bitmap]
             .into_iter()
@@ -126,13 +127,15 @@ fn ballooned_pages_migrate_against_inflation_deflation_and_out_of_memory() {
             sum(|o| o.driver.migrate_rounds),
         );
         assert!(sum(|o| o.driver.migrated_pages) > 100);
-        assert!(sum(|o| o.driver.released_pages) > 0);
+        released += sum(|o| o.driver.released_pages);
         assert!(sum(|o| o.driver.kept_pages) > 0);
         assert!(sum(|o| o.driver.oom_pages) > 0);
         assert_eq!(sum(|o| o.migrated.migrated), sum(|o| o.driver.migrated_pages));
         assert_eq!(sum(|o| o.migrated.released), sum(|o| o.driver.released_pages));
         assert_eq!(sum(|o| o.migrated.kept), sum(|o| o.driver.kept_pages));
     }
+    // Rare: the target has to fall between isolation and move.
+    assert!(released > 0);
 }
 
 #[test]
