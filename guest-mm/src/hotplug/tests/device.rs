@@ -59,6 +59,8 @@ pub(super) struct NaiveDevice<'m> {
     pub(super) claimed_unit: Cell<Option<u64>>,
     /// What `region_size` says, if not the truth.
     pub(super) claimed_bytes: Cell<Option<u64>>,
+    /// A device whose configuration is another one at every look.
+    pub(super) is_restless: Cell<bool>,
     /// A device that forgets what is plugged when it is reset.
     pub(super) forgets: Cell<bool>,
 }
@@ -77,6 +79,7 @@ impl<'m> NaiveDevice<'m> {
             seen: RefCell::default(),
             claimed_unit: Cell::new(None),
             claimed_bytes: Cell::new(None),
+            is_restless: Cell::new(false),
             forgets: Cell::new(false),
         }
     }
@@ -281,6 +284,9 @@ impl<'m> NaiveDevice<'m> {
 
 impl MmioBus for NaiveDevice<'_> {
     fn read32(&self, offset: u64) -> u32 {
+        if offset == mmio::CONFIG_GENERATION && self.is_restless.get() {
+            self.registers.borrow_mut().generation += 1;
+        }
         let registers = self.registers.borrow();
         let half = |value: u64, high: bool| {
             u32::try_from(if high { value >> 32 } else { value & 0xffff_ffff }).unwrap()

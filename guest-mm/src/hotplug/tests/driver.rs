@@ -16,6 +16,7 @@ use crate::memory::{FrozenFrames, Memory};
 use crate::mm::{Base, Mm};
 use crate::platform::{FaultSite, MapError, Platform};
 use crate::testing::{TestPlatform, range};
+use crate::virtio::SetupError;
 
 /// Frames of the machine: 16 MiB.
 const RAM: u64 = 4096;
@@ -442,6 +443,29 @@ fn a_region_as_large_as_the_address_space_is_used_as_far_as_the_zone_reaches() {
         assert_eq!((status.plugged.get(), status.blocks), (3 * SECTION, 3), "{status:?}");
         assert_eq!(status.phase, HotplugPhase::Running);
         assert_eq!(device.plugged(), 3 * SECTION);
+    });
+}
+
+#[test]
+fn a_configuration_that_never_settles_ends_the_driver_and_what_is_alive_stays() {
+    with_rig(UNIT, |rig| {
+        rig.request(4 * UNIT);
+        rig.device.is_restless.set(true);
+        let status = rig.request(8 * UNIT);
+        assert_eq!(status.failure, Some(DriverError::Region(RegionError::Unstable)));
+        assert_eq!(status.alive.get(), 4 * UNIT - 67);
+    });
+}
+
+#[test]
+fn without_a_page_to_lend_to_its_device_no_driver_starts() {
+    with_device(UNIT, |mm, device| {
+        let free = mm.memory().free_pages();
+        mm.memory().platform().faults().fail_nth(FaultSite::BuddyAlloc, 1);
+        let refused = HotplugDriver::start(mm, device, HotplugOptions::default()).err();
+        assert_eq!(refused, Some(DriverError::Setup(SetupError::NoMemory)));
+        assert_eq!(mm.memory().free_pages(), free);
+        assert!(HotplugDriver::start(mm, device, HotplugOptions::default()).is_ok());
     });
 }
 

@@ -7,11 +7,16 @@ use abi::{Pfn, PfnRange};
 use super::blocks::{UNIT, assert_consistent, block, machine, section};
 use crate::buddy::Gfp;
 use crate::hotplug::HotplugError;
+use crate::memdesc::Kind;
 use crate::memdesc::{DriverId, Order};
-use crate::memory::{ContigFrames, Memory, Pass};
-use crate::migrate::{Allocated, Destinations, MigrateBatch};
+use crate::memory::{ContigFrames, Memory, Pass, TransitFrames};
+use crate::migrate::{
+    Allocated, Destinations, IsolateError, MigrateBatch, MigrateError, MigrateMode, Migrated,
+    MovableKind, MovableOps,
+};
 use crate::mm::{Base, Mm};
-use crate::testing::{TestPlatform, range, set_cpu};
+use crate::objects::MovableDesc;
+use crate::testing::{TestPlatform, range};
 
 /// Takes `range`, all of it free or skippable.
 fn take(memory: &Memory<TestPlatform>, range: PfnRange) -> Result<ContigFrames, Pfn> {
@@ -113,59 +118,62 @@ fn a_block_of_which_a_pageblock_is_set_aside_stays() {
     assert_consistent(&memory);
 }
 
-/// Isolation, and the search for destinations in a range, once looked frames up with nothing that
-/// keeps their words there.
+/// Sees whether a grace period can pass while a page is isolated.
+struct Watcher(AtomicBool);
+
+impl MovableOps<TestPlatform> for Watcher {
+    fn isolate(&self, mm: &Mm<'_, TestPlatform>, _src: Pfn) -> bool {
+        let rcu = &mm.base().rcu;
+        let stamp = rcu.stamp();
+        let has_passed = (0..8).any(|_| rcu.is_over(stamp));
+        self.0.store(has_passed, Ordering::Relaxed);
+        false
+    }
+
+    fn migrate(
+        &self,
+        _mm: &Mm<'_, TestPlatform>,
+        _dst: &TransitFrames,
+        _src: Pfn,
+        _mode: MigrateMode,
+    ) -> Result<Migrated, MigrateError> {
+        Err(MigrateError::Busy)
+    }
+}
+
+/// Isolation by frame number once looked the frame up with nothing that keeps its word there.
 #[test]
-fn who_isolates_or_seeks_frames_meets_no_words_of_a_block_that_is_gone() {
+fn no_block_goes_while_a_frame_of_it_is_being_isolated() {
+    let watcher = Watcher(AtomicBool::new(true));
     let base = Base::new(machine(1)).unwrap();
-    let (mm, memory) = (&Mm::new(&base), &base.memory);
-    let is_over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            set_cpu(1);
-            while !is_over.load(Ordering::Relaxed) {
-                let mut batch: MigrateBatch<'_, '_, _> = MigrateBatch::new(mm);
-                for pfn in section(0).iter().step_by(97) {
-                    // Free or offline: nothing of it moves.
-                    mm.isolate_for_migration(pfn, &mut batch).unwrap_err();
-                }
-            }
-        });
-        scope.spawn(|| {
-            set_cpu(2);
-            let mut places = Allocated::new(memory).within(section(0));
-            while !is_over.load(Ordering::Relaxed) {
-                if let Some(frames) = places.take(Order::MAX, Pfn::ZERO) {
-                    assert!(section(0).contains_range(frames.range()), "{frames:?}");
-                    places.give_back(frames);
-                }
-            }
-        });
-        for _ in 0..12 {
-            let layout = memory.add_block(block(section(0))).unwrap();
-            memory.bring_to_life(layout.payload()).unwrap();
-            let taken = loop {
-                match take(memory, layout.payload()) {
-                    Ok(taken) => break taken,
-                    // The other thread has it for a moment.
-                    Err(_) => std::thread::yield_now(),
-                }
-            };
-            memory.lay_to_rest(taken, Order::PAGEBLOCK).unwrap();
-            let dying = memory.take_block_out(section(0)).unwrap();
-            base.rcu.synchronize(base.platform());
-            for pfn in layout.metadata().iter().filter(|pfn| *pfn != layout.table()) {
-                let page = memory.platform().spare_ptr(pfn);
-                // SAFETY: spare RAM, and nobody finds or uses the block any more.
-                unsafe { page.as_ptr().write_bytes(0xdb, 4096) };
-            }
-            // SAFETY: the grace period is over.
-            unsafe { dying.bury() };
-        }
-        is_over.store(true, Ordering::Relaxed);
-    });
-    assert_eq!(memory.words().unknown_words(), 0);
-    assert_consistent(memory);
+    let mm = Mm::new(&base);
+    mm.set_movable_ops(Kind::Movable, &watcher).unwrap();
+    let frames = mm.memory().alloc_frozen(Order::ZERO, Gfp::USER).unwrap();
+    let page = mm.describe_frames::<MovableDesc>(frames, |_| ()).unwrap();
+    let pfn = mm.let_migrate(page).unwrap();
+    let mut batch: MigrateBatch<'_, '_, _> = MigrateBatch::new(&mm);
+    let refused = mm.isolate_for_migration(pfn, &mut batch).unwrap_err();
+    assert_eq!(refused, IsolateError::Refused(MovableKind::Movable));
+    assert!(!watcher.0.load(Ordering::Relaxed), "a grace period passed meanwhile");
+    let page = mm.claim_object::<MovableDesc>(pfn).unwrap();
+    mm.memory().free_frozen(mm.undescribe_frames(page).unwrap());
+}
+
+#[test]
+fn destinations_are_found_in_a_block_that_was_added_and_only_there() {
+    let memory = machine(1);
+    let layout = memory.add_block(block(section(0))).unwrap();
+    let mut places = Allocated::new(&memory).within(section(0));
+    assert!(places.take(Order::ZERO, Pfn::ZERO).is_none(), "nothing is alive there");
+    memory.bring_to_life(layout.payload()).unwrap();
+    let found = places.take(Order::PAGEBLOCK, Pfn::ZERO).unwrap();
+    assert!(section(0).contains_range(found.range()), "{found:?}");
+    let mut outside = Allocated::new(&memory).outside(section(0));
+    let other = outside.take(Order::PAGEBLOCK, Pfn::ZERO).unwrap();
+    assert_eq!(section(0).intersection(other.range()), None);
+    places.give_back(found);
+    outside.give_back(other);
+    assert_consistent(&memory);
 }
 
 #[test]
