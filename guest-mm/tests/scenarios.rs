@@ -2,7 +2,8 @@
 #![cfg(all(not(loom), feature = "testing"))]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use guest_mm::scenario::sim::{Report, simulate};
+use guest_mm::platform::FaultSite;
+use guest_mm::scenario::sim::{Report, simulate, simulate_with_faults};
 use guest_mm::scenario::{Args, Mutant, Name};
 
 /// Frames of the machine: 32 MiB.
@@ -76,6 +77,33 @@ scenarios! {
 fn every_scenario_is_tested() {
     let all: Vec<_> = Name::ALL.iter().map(|name| name.spec().name).collect();
     assert_eq!(all, TESTED);
+}
+
+/// Steps of migrations and of memory that comes to life fail at random. A scenario may fail for
+/// that, where it counts what moved; it loses no page, and the books agree.
+#[test]
+fn whichever_steps_fail_scenarios_leave_the_machine_as_it_was() {
+    let sites = [
+        FaultSite::MigrateIsolate,
+        FaultSite::MigrateDestination,
+        FaultSite::MigrateCallback,
+        FaultSite::MapBlock,
+    ];
+    for name in ["zsmalloc-migrate", "come-to-life", "compaction_test", "isolate-race", "migration"]
+    {
+        let mut struck = 0;
+        for (seed, one_in, rounds) in [(4, 2, 2), (5, 29, 8)] {
+            let args = Args { seed, cpus: Some(2), rounds: Some(rounds), ..Args::default() };
+            let faults = sites.map(|site| (site, one_in));
+            let report = simulate_with_faults(Name::parse(name).unwrap(), args, PAGES, &faults);
+            let is_bad =
+                |line: &&String| ["LEAK", "DISCREPANCY"].iter().any(|word| line.starts_with(word));
+            let bad: Vec<_> = report.lines.iter().filter(is_bad).collect();
+            assert!(bad.is_empty(), "{name}, one step in {one_in}: {bad:?} of {report:?}");
+            struck += report.faults;
+        }
+        assert!(struck > 0, "{name}: nothing failed");
+    }
 }
 
 #[test]

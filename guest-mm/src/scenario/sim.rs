@@ -1,6 +1,6 @@
 //! Scenarios on the host: threads as CPUs, the simulated MMU as theirs.
 //!
-//! CPUs run truly at once, as far as the host has cores, and take turns at
+//! CPUs run truly at once, as far as the host has cores, and where there are several they take turns at
 //! random places: wherever somebody waits, and at accesses to user memory. So
 //! with one thread a scenario does the same in every run of a seed; with more
 //! the seed decides what the threads do but not how they interleave.
@@ -21,7 +21,7 @@ use crate::fault::FaultAccess;
 use crate::memdesc::{Kind, SECTION_PAGES};
 use crate::memory::Memory;
 use crate::mm::{Base, Mm};
-use crate::platform::{AtomicCpuSet, MAX_CPUS, Platform};
+use crate::platform::{AtomicCpuSet, FaultSite, MAX_CPUS, Platform};
 use crate::space::AddressSpace;
 use crate::store::{MAX_BLOCK_ORDER, PfnStore, XArrayStore};
 use crate::testing::balloon::BalloonDevice;
@@ -34,8 +34,9 @@ const YIELD_ONE_IN: u64 = 16;
 std::thread_local! {
     /// The set of CPUs of the space that the thread has entered.
     static SPACE_CPUS: Cell<*const AtomicCpuSet> = const { Cell::new(core::ptr::null()) };
-    /// Where the thread yields.
-    static TURNS: RefCell<Rng> = const { RefCell::new(Rng::new(0)) };
+    /// Where the thread yields; nowhere while it is alone: on a busy host each yield may cost a
+    /// time slice of everybody else.
+    static TURNS: RefCell<Option<Rng>> = const { RefCell::new(None) };
 }
 
 impl Machine for TestPlatform {
@@ -62,8 +63,9 @@ impl Machine for TestPlatform {
         // would have to mask each other out.
         let run = |thread: usize| {
             set_cpu(thread);
-            TURNS.set(Rng::new(seed).stream(thread as u64));
+            TURNS.set((threads > 1).then(|| Rng::new(seed).stream(thread as u64)));
             work(thread);
+            TURNS.set(None);
             self.leave();
         };
         let has_panicked = AtomicBool::new(false);
@@ -117,7 +119,8 @@ impl Machine for TestPlatform {
         access: Access,
     ) -> Result<u64, Signal> {
         self.enter(space);
-        if TURNS.with_borrow_mut(|rng| rng.once_in(YIELD_ONE_IN)) {
+        let is_turn = |rng: &mut Rng| rng.once_in(YIELD_ONE_IN);
+        if TURNS.with_borrow_mut(|turns| turns.as_mut().is_some_and(is_turn)) {
             std::thread::yield_now();
         }
         let address = VirtAddr::new(va).filter(|_| va < USER_END).ok_or(Signal::SegvMapErr)?;
@@ -179,6 +182,8 @@ pub struct Report {
     pub lines: Vec<String>,
     /// The end.
     pub outcome: Result<(), Failure>,
+    /// Steps that failed because they were to.
+    pub faults: u64,
 }
 
 struct Lines<'a> {
@@ -218,6 +223,20 @@ const BALLOONED: [Name; 3] = [Name::BalloonMigrate, Name::BalloonMigrateOom, Nam
 /// If the machine cannot be set up, and wherever the simulated machine notices
 /// what a real one would not: stale translations, wrong lock orders.
 pub fn simulate(name: Name, args: Args, pages: u64) -> Report {
+    simulate_with_faults(name, args, pages, &[])
+}
+
+/// As [`simulate`], with one step in so many failing at random at each of these sites. The
+/// scenario may fail then; its last lines say whether the machine was left as it was.
+///
+/// # Panics
+/// As [`simulate`].
+pub fn simulate_with_faults(
+    name: Name,
+    args: Args,
+    pages: u64,
+    faults: &[(FaultSite, u64)],
+) -> Report {
     let ram = [testing::range(0, pages)];
     // Beyond the hole behind RAM, as a device has it.
     let start = pages.next_multiple_of(SECTION_PAGES.get()) + SECTION_PAGES.get();
@@ -226,7 +245,7 @@ pub fn simulate(name: Name, args: Args, pages: u64) -> Report {
     let memory = Memory::new(platform, &ram, &[]).unwrap_or_else(|error| panic!("{error}"));
     let base = Base::new(memory).unwrap_or_else(|error| panic!("{error}"));
     if !BALLOONED.contains(&name) {
-        return simulate_with(name, args, &Mm::new(&base), None);
+        return simulate_on((name, args), &Mm::new(&base), None, faults);
     }
     // Declared before what borrows them.
     let device = BalloonDevice::new(base.platform());
@@ -242,21 +261,25 @@ pub fn simulate(name: Name, args: Args, pages: u64) -> Report {
     mm.set_movable_ops(Kind::Offline, &shared).unwrap_or_else(|error| panic!("{error}"));
     mm.set_oom_notifier(Some(&shared));
     let hosted = (&device, &shared);
-    let report = simulate_with(name, args, &mm, Some(&hosted));
+    let report = simulate_on((name, args), &mm, Some(&hosted), faults);
     // Whatever the scenario left: the host holds what the guest says, and no more.
     assert_eq!(hosted.status().map(|status| status.actual.get()), Some(device.held()));
     report
 }
 
-fn simulate_with(
-    name: Name,
-    args: Args,
+fn simulate_on(
+    (name, args): (Name, Args),
     mm: &Mm<'_, TestPlatform>,
     balloon: Option<&dyn HostedBalloon>,
+    faults: &[(FaultSite, u64)],
 ) -> Report {
+    for (site, one_in) in faults {
+        mm.platform().faults().fail_randomly(*site, *one_in);
+    }
     let mut caller = Lines { lines: Vec::new(), balloon };
     let outcome = run(name, &mut Ctx::new(mm, args, &mut caller));
-    Report { lines: caller.lines, outcome }
+    let faults = faults.iter().map(|(site, _)| mm.platform().faults().struck(*site)).sum();
+    Report { lines: caller.lines, outcome, faults }
 }
 
 /// A balloon as the host and the main loop of its guest see it.
