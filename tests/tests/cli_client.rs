@@ -66,7 +66,7 @@ fn inflate_and_deflate_move_from_the_present_target() {
 }
 
 #[test]
-fn plug_and_unplug_move_from_what_is_requested() {
+fn plug_and_unplug_move_from_what_is_requested_and_set_does_not() {
     let vm = MockVm::start(Driver::Follows);
     let said = on(&vm, "memory plug 256M");
     assert_eq!(said.code, Some(0), "{}", said.err);
@@ -74,12 +74,21 @@ fn plug_and_unplug_move_from_what_is_requested() {
     let wanted =
         "reached: hotplug memory 268435456 B (256 MiB), the guest has 805306368 B (768 MiB) in all";
     assert!(said.out.starts_with(wanted), "{}", said.out);
-    for line in ["memory plug 2M", "memory unplug 130M", "memory unplug", "memory plug 1G --json"] {
+    for line in [
+        "memory plug 2M",
+        "memory unplug 130M",
+        "memory set 128M",
+        "memory unplug",
+        "memory set 1G --json",
+        "memory set 0",
+        "memory plug 1G",
+    ] {
         assert_eq!(on(&vm, line).code, Some(0), "{line}");
     }
     let sizes: Vec<u64> =
         vm.log().iter().map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect();
-    assert_eq!(sizes, [256 * MIB, 258 * MIB, 128 * MIB, 0, 1024 * MIB]);
+    let wanted = [256, 258, 128, 128, 0, 1024, 0, 1024];
+    assert_eq!(sizes, wanted.map(|mib| mib * MIB), "the same size is asked for again");
     let got = on(&vm, "memory get");
     assert_eq!(got.code, Some(0), "{}", got.err);
     for part in ["1073741824 B (1 GiB) at 0x100000000", "unplugged-inaccessible", "ready"] {
@@ -97,6 +106,8 @@ fn sizes_that_cannot_be_plugged_are_refused_with_value_and_range() {
         ("memory plug 1M", "1048576 B (1 MiB) is no multiple of the block size, 2097152 B (2 MiB)"),
         ("memory unplug 66M", "67108864 B (64 MiB) are requested"),
         ("memory unplug 3M", "is no multiple of the block size"),
+        ("memory set 1026M", "allowed: up to 1073741824 B (1 GiB), the region's size"),
+        ("memory set 3M", "is no multiple of the block size"),
         ("memory plug 0", "0"),
         ("memory plug", "SIZE"),
         ("memory plug -2M", "is no size"),

@@ -347,6 +347,14 @@ pub(super) enum BalloonCommand {
 pub(super) enum MemoryCommand {
     /// Show sizes, driver, and what the host really holds
     Get(QueryOptions),
+    /// Ask the guest for SIZE of hotplug memory; the same SIZE again has its driver try anew
+    Set {
+        /// Absolute size: a multiple of the block size
+        #[arg(value_parser = value::pages, allow_hyphen_values = true)]
+        size: Size,
+        #[command(flatten)]
+        wait: WaitOptions,
+    },
     /// Plug SIZE more than is requested now
     Plug {
         /// How much more: a multiple of the block size

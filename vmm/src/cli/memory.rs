@@ -13,6 +13,9 @@ const HOTPLUG: Subject = Subject::HOTPLUG;
 pub(super) fn memory(command: MemoryCommand) -> Result<u8, Failure> {
     match command {
         MemoryCommand::Get(query) => get(&query),
+        MemoryCommand::Set { size, wait } => HOTPLUG.resize(&wait, |client| {
+            requested(&client.hotplug_status()?, size).map_err(Failure::Usage)
+        }),
         MemoryCommand::Plug { size, wait } => HOTPLUG.resize(&wait, |client| {
             plugged(&client.hotplug_status()?, size).map_err(Failure::Usage)
         }),
@@ -23,6 +26,16 @@ pub(super) fn memory(command: MemoryCommand) -> Result<u8, Failure> {
             unplugged(&client.hotplug_status()?, size).map_err(Failure::Usage)
         }),
     }
+}
+
+/// `size`, if it can be requested.
+fn requested(status: &HotplugStatus, size: Size) -> Result<Size, String> {
+    check_blocks(status, size)?;
+    if size.bytes() > status.total_bytes {
+        let total = output::size(status.total_bytes);
+        return Err(format!("Cannot request {size}: allowed: up to {total}, the region's size"));
+    }
+    Ok(size)
 }
 
 /// The size to request for `size` more.
