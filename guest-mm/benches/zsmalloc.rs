@@ -8,6 +8,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use guest_mm::buddy::Gfp;
 use guest_mm::migrate::{Allocated, MigrateBatch, MigrateMode};
 use guest_mm::mm::{Base, Mm};
+use guest_mm::scenario::Rng;
 use guest_mm::testing::{TestPlatform, memory};
 use guest_mm::zsmalloc::{ZsHandle, ZsPool};
 
@@ -40,6 +41,9 @@ fn objects(c: &mut Criterion) {
                 let handle = pool.alloc(black_box(size), Gfp::KERNEL).expect("memory suffices");
                 pool.free(handle).expect("an object");
             });
+        });
+        group.bench_function(BenchmarkId::new("store_free", size), |b| {
+            b.iter(|| pool.free(store(&pool, black_box(&bytes))).expect("an object"));
         });
         group.throughput(Throughput::Bytes(size as u64));
         let mut buffer = vec![0; size];
@@ -118,6 +122,50 @@ fn page(kind: &str) -> Box<[u8; 4096]> {
     page
 }
 
+/// Bytes that objects take, all that is beside them included, against a page for each and against their own.
+/// No time is measured: it is printed.
+fn density(_: &mut Criterion) {
+    /// Objects of each kind.
+    const OBJECTS: usize = 8192;
+    let print = |kind: &str, sizes: &mut dyn FnMut() -> usize| {
+        let base = machine();
+        let mm = Mm::new(&base);
+        let pool = mm.zs_create_pool().expect("memory suffices");
+        let before = mm.memory().free_pages();
+        let (mut handles, mut bytes) = (Vec::new(), 0);
+        for _ in 0..OBJECTS {
+            let size = sizes();
+            handles.push(pool.alloc(size, Gfp::KERNEL).expect("memory suffices"));
+            bytes += size;
+        }
+        // By the allocator's books: descriptors and handles, which the pool's statistics leave out, are in it.
+        let taken = before.saturating_sub(mm.memory().free_pages()).get();
+        let stats = pool.stats();
+        let hundredths = |part: usize, whole: u64| part as u64 * 100 / whole.max(1);
+        println!(
+            "zsmalloc/density/{kind}: {OBJECTS} objects of {bytes} bytes in {} pages, {taken} with all that is beside them: \
+             {} hundredths of an object a page, {} % of the bytes are objects'",
+            stats.pages,
+            hundredths(OBJECTS, taken),
+            hundredths(bytes, taken * 4096),
+        );
+        handles.into_iter().for_each(|handle| pool.free(handle).expect("an object"));
+        mm.zs_destroy_pool(pool).map_err(|(_, error)| error).expect("empty");
+    };
+    for size in SIZES {
+        print(&size.to_string(), &mut || size);
+    }
+    // Every size as often as any other, from one in 64 of a page up to all of it.
+    let mut rng = Rng::new(1);
+    print("uniform", &mut || 64 + usize::try_from(rng.below(4096 - 63)).expect("it is small"));
+    // As compressed pages are: most between a quarter and a half.
+    let mut rng = Rng::new(1);
+    print("compressed", &mut || {
+        let below = |end: u64, rng: &mut Rng| usize::try_from(rng.below(end)).expect("it is small");
+        400 + below(900, &mut rng) + below(900, &mut rng)
+    });
+}
+
 /// Writes to and reads from the compressed device, 4 KiB each.
 fn device(c: &mut Criterion) {
     let base = machine();
@@ -145,5 +193,5 @@ fn device(c: &mut Criterion) {
     mm.swapoff().expect("nobody uses it");
 }
 
-criterion_group!(benches, objects, migration, device);
+criterion_group!(benches, objects, migration, density, device);
 criterion_main!(benches);

@@ -87,6 +87,7 @@ fn the_experiment_about_stores_writes_what_agrees() {
 
 #[test]
 fn the_experiment_about_compaction_writes_what_agrees() {
+    // At 95 % little more than the low watermark is free, of which the scenario's program once took so much that it was killed.
     writes_samples_tables_and_plots_that_agree("compaction", "128M");
 }
 

@@ -7,7 +7,9 @@
 //! allocators and grace periods. [`Sample`] is what the experiments of
 //! `docs/experiments/` print.
 
+pub mod batch;
 pub mod figure;
+pub mod isolation;
 pub mod layout;
 pub mod page64;
 pub mod primitive;

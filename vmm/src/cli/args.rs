@@ -1,6 +1,6 @@
 //! What the command line may say.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use abi::platform::MAX_VCPUS;
@@ -246,6 +246,9 @@ pub(super) struct ExperimentOptions {
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub(super) rounds: Option<u64>,
+    /// Tell of the samples in this file too, which were taken elsewhere: lines as in samples.jsonl
+    #[arg(long, value_name = "FILE")]
+    pub(super) with: Option<PathBuf>,
     /// Print one JSON object instead of tables
     #[arg(long)]
     pub(super) json: bool,
@@ -272,6 +275,9 @@ impl ExperimentOptions {
         }
         if let Some(rounds) = self.rounds {
             text.push_str(&format!(" --rounds {rounds}"));
+        }
+        if let Some(name) = self.with.as_deref().and_then(Path::file_name) {
+            text.push_str(&format!(" --with {}", name.display()));
         }
         text
     }

@@ -22,7 +22,7 @@ use crate::store::{Block, PfnStore, Reservation, XArrayStore};
 use crate::xarray::SlabNodes;
 
 /// Attempts that are counted together.
-const ATTEMPTS: u64 = 8;
+const ATTEMPTS: usize = 8;
 /// Rounds by default.
 const ROUNDS: u64 = 1;
 /// Pages that are left free, in single pages as chance will have it.
@@ -55,10 +55,21 @@ impl Arm {
 #[derive(Debug, Default, Clone, Copy)]
 struct Tally {
     added: u64,
-    /// Of the last that succeeded.
-    ns: u64,
+    /// Of each that succeeded.
+    ns: [u64; ATTEMPTS],
     /// Pages that it took from free memory.
     taken: u64,
+}
+
+impl Tally {
+    /// One more success.
+    fn add(&mut self, ns: u64, taken: u64) {
+        if let Some(slot) = usize::try_from(self.added).ok().and_then(|at| self.ns.get_mut(at)) {
+            *slot = ns;
+        }
+        self.added += 1;
+        self.taken = taken;
+    }
 }
 
 pub(in crate::scenario) fn run<M: Machine>(ctx: &mut Ctx<'_, '_, M>) -> Outcome {
@@ -113,8 +124,9 @@ fn measure<M: Machine>(
             samples.print(ctx, &sample);
         };
         print("blocks added", "of 8 attempts", tally.added * 1000);
-        if tally.added > 0 {
-            print("time to add", "us", tally.ns);
+        let added = usize::try_from(tally.added).unwrap_or(ATTEMPTS);
+        if added > 0 {
+            tally.ns.iter().take(added).for_each(|&ns| print("time to add", "us", ns));
             print("pages taken", "pages", tally.taken * 1000);
         }
     }
@@ -136,7 +148,7 @@ fn attempt<P: Platform>(
             let ns = mm.platform().now_ns().saturating_sub(start);
             added.or_fail()?;
             let taken = before.saturating_sub(memory.free_pages()).get();
-            *tally = Tally { added: tally.added + 1, ns, taken };
+            tally.add(ns, taken);
             return remove(mm, spare);
         }
         Arm::Allocated => Gfp::KERNEL,
@@ -150,7 +162,7 @@ fn attempt<P: Platform>(
     let ns = mm.platform().now_ns().saturating_sub(start);
     if is_added {
         let taken = before.saturating_sub(memory.free_pages()).get();
-        *tally = Tally { added: tally.added + 1, ns, taken };
+        tally.add(ns, taken);
     }
     leave(&store, spare, unit);
     store.trim();

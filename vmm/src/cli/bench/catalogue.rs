@@ -110,7 +110,8 @@ pub(super) const COMPACTION: Catalogued = Catalogued {
         // Page by page: blocks of the largest order would leave nothing to compact.
         run: &["--cmdline", "balloon.order=0"],
         inflate: &[50, 80, 95],
-        memory: 256 * MIB,
+        // A twentieth of it is several huge pages above the watermarks.
+        memory: 512 * MIB,
         vcpus: &[1],
         rounds: 1,
     }],

@@ -45,6 +45,8 @@ pub(super) fn run(catalogued: &Catalogued, options: &ExperimentOptions) -> Resul
     if let Some(directory) = &options.out {
         files::prepare(directory)?;
     }
+    let ids: Vec<&str> = catalogued.parts.iter().map(|part| part.id).collect();
+    let with = options.with.as_deref().map(|path| files::read(path, &ids)).transpose()?;
     let host = HostFacts::before();
     let mut observed = Vec::new();
     let mut vms = BTreeMap::new();
@@ -59,6 +61,7 @@ pub(super) fn run(catalogued: &Catalogued, options: &ExperimentOptions) -> Resul
             }
         }
     }
+    observed.extend(with.unwrap_or_default());
     let host = host.after();
     let metrics = summarise(&observed);
     if let Some(directory) = &options.out {

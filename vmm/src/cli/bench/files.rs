@@ -1,4 +1,4 @@
-//! What `--out DIR` gets: samples, tables and plots, all or nothing.
+//! What `--out DIR` gets: samples, tables and plots, all or nothing. What `--with FILE` adds.
 
 use std::fs;
 use std::io;
@@ -41,6 +41,28 @@ pub(super) fn write(
     Ok(())
 }
 
+/// The samples of a file, which are of these experiments: all lines, or an error.
+pub(super) fn read(path: &Path, experiments: &[&str]) -> Result<Vec<Observed>, Failure> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::other(format!("Cannot read {}: {error}", path.display())))?;
+    let parse = |(at, line): (usize, &str)| {
+        let observed = Observed::parse(line).and_then(|observed| {
+            let of = observed.sample.experiment.as_str();
+            if experiments.contains(&of) {
+                return Ok(observed);
+            }
+            Err(format!("it is of {of:?} and not of {}", experiments.join(" or ")))
+        });
+        let place = format!("{}, line {}", path.display(), at + 1);
+        observed.map_err(|why| Failure::other(format!("{place}: {why}")))
+    };
+    let observed: Vec<Observed> = text.lines().enumerate().map(parse).collect::<Result<_, _>>()?;
+    if observed.is_empty() {
+        return Err(Failure::other(format!("{} has no samples", path.display())));
+    }
+    Ok(observed)
+}
+
 /// File name of a metric's plot: `e3-pages-inflated.svg`.
 pub(super) fn plot_name(metric: &Metric) -> String {
     let mut slug = String::new();
@@ -79,6 +101,25 @@ mod tests {
         assert_eq!(read("samples.jsonl").lines().count(), 2);
         assert!(read("e3-pages-inflated.svg").contains("</svg>"));
         assert!(read("e3-x.svg").contains("</svg>"));
+    }
+
+    #[test]
+    fn samples_that_were_written_are_read_again_all_or_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let samples = [observed("a", "x", 10, 5), observed("b", "x", 10, 6)];
+        write(directory.path(), &samples, "", &[]).unwrap();
+        let path = directory.path().join("samples.jsonl");
+        let values: Vec<u64> =
+            read(&path, &["e3"]).unwrap().iter().map(|one| one.sample.value).collect();
+        assert_eq!(values, [5, 6]);
+        let said = |experiments: &[&str]| read(&path, experiments).unwrap_err().to_string();
+        assert!(said(&["e2", "e5"]).contains("line 1: it is of \"e3\" and not of e2 or e5"));
+        fs::write(&path, fs::read_to_string(&path).unwrap() + "nonsense\n").unwrap();
+        assert!(said(&["e3"]).contains("line 3: "), "{}", said(&["e3"]));
+        fs::write(&path, "").unwrap();
+        assert!(said(&["e3"]).contains("no samples"));
+        fs::remove_file(&path).unwrap();
+        assert!(said(&["e3"]).contains("Cannot read"));
     }
 
     #[test]

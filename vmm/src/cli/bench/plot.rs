@@ -31,6 +31,9 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(86, 180, 233),
 ];
 
+/// Of the lines between comparisons.
+const PALE: RGBColor = RGBColor(220, 220, 220);
+
 /// The plot of a metric.
 pub(super) fn svg(metric: &Metric) -> Result<String, String> {
     let labels = labels(metric);
@@ -137,6 +140,14 @@ impl Plot<'_> {
             let arm = arms.iter().position(|arm| *arm == group.arm).unwrap_or(0);
             let colour = COLOURS[arm % COLOURS.len()];
             let (y, summary) = (index as f64 + 0.5, group.summary);
+            let is_like =
+                |other: &Group| (&other.params, other.vcpus) == (&group.params, group.vcpus);
+            if index > 0 && !is_like(&groups[index - 1]) {
+                // A comparison ends: arms beside each other are those of the same parameters.
+                let (_, pixel) = chart.backend_coord(&(value(summary.median), index as f64));
+                let right = i32::try_from(self.names + WIDTH).unwrap_or(i32::MAX);
+                root.draw(&PathElement::new([(0, pixel), (right, pixel)], PALE))?;
+            }
             let [min, median, p99, max] =
                 [summary.min, summary.median, summary.p99, summary.max].map(value);
             chart.draw_series([
@@ -205,6 +216,17 @@ mod tests {
         assert_eq!(labels(&metric)[2], "a: inflation 100, vCPUs 2");
         metric.groups.truncate(2);
         assert_eq!(labels(&metric), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_line_parts_what_is_not_to_be_compared() {
+        let lines = |inflations: [u64; 3]| {
+            let arms = ["a", "b", "a"].into_iter().zip(inflations);
+            let samples: Vec<_> =
+                arms.map(|(arm, inflation)| observed(arm, "inflate", inflation, 1)).collect();
+            svg(&summarise(&samples)[0]).unwrap().matches("#DCDCDC").count()
+        };
+        assert_eq!((lines([10, 10, 10]), lines([10, 10, 20]), lines([10, 20, 30])), (0, 1, 2));
     }
 
     #[test]

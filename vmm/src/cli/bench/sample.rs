@@ -50,6 +50,21 @@ pub(super) struct Observed {
     pub(super) vcpus: u8,
 }
 
+impl Observed {
+    /// A line of `samples.jsonl`; why it is none.
+    pub(super) fn parse(line: &str) -> Result<Self, String> {
+        let mut object: serde_json::Map<_, _> =
+            serde_json::from_str(line).map_err(|error| error.to_string())?;
+        let vcpus = object.remove("vcpus").ok_or("vcpus is missing")?;
+        let vcpus = vcpus.as_u64().and_then(|vcpus| u8::try_from(vcpus).ok()).filter(|n| *n > 0);
+        let vcpus = vcpus.ok_or("vcpus is not a number from 1 to 255")?;
+        match Line::parse(&serde_json::Value::Object(object).to_string()) {
+            Line::Sample(sample) => Ok(Self { sample, vcpus }),
+            Line::End(_) | Line::Remark => Err("it is no sample".to_owned()),
+        }
+    }
+}
+
 /// The line after the last sample.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -111,6 +126,24 @@ mod tests {
         assert_eq!(sample.params["pattern"].to_string(), "random");
         let kept = serde_json::to_string(&Observed { sample, vcpus: 2 }).unwrap();
         assert_eq!(kept, LINE.replace("1250}", "1250,\"vcpus\":2}"));
+    }
+
+    #[test]
+    fn what_was_kept_can_be_read_again() {
+        let kept = LINE.replace("1250}", "1250,\"vcpus\":2}");
+        let observed = Observed::parse(&kept).unwrap();
+        assert_eq!(serde_json::to_string(&observed).unwrap(), kept);
+        for (line, why) in [
+            (LINE.to_owned(), "missing"),
+            (kept.replace(":2}", ":0}"), "1 to 255"),
+            (kept.replace(":2}", ":256}"), "1 to 255"),
+            (kept.replace("random", "a|b"), "no sample"),
+            (kept.replace("1250", "-1"), "no sample"),
+            ("[]".to_owned(), "expected"),
+        ] {
+            let said = Observed::parse(&line).unwrap_err();
+            assert!(said.contains(why), "{line}: {said}");
+        }
     }
 
     #[test]
