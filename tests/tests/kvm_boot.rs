@@ -3,6 +3,8 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::thread;
@@ -15,7 +17,7 @@ use system_tests::binary::aerostat;
 use system_tests::bzimage::{BzImage, Packing};
 use system_tests::host_memory::mappings;
 use system_tests::kvm::kvm_or_skip;
-use system_tests::machine::{config, start};
+use system_tests::machine::{config, start, start_with_input};
 use system_tests::payload::Payload;
 
 const INITRD: &[u8] = b"RAMdisk of a few bytes";
@@ -127,6 +129,38 @@ fn a_reboot_loads_kernel_and_initrd_again() {
     fs::remove_file(initrd).expect("it is open");
     let (_, output) = vm.printed("RAMdRAMdRAMd").stop();
     assert!(output.starts_with("RAMdRAMdRAMd"), "{output}");
+}
+
+#[test]
+fn a_reboot_does_not_mind_who_else_has_the_old_machine_open() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (input, mut keys) = std::io::pipe().expect("a pipe");
+    let payload = Payload::new().print("up").echo_until_q().reset();
+    let config = VmConfig { on_reset: OnReset::Reboot, ..config(&payload) };
+    let vm = start_with_input(config, Some(fs::File::from(OwnedFd::from(input)))).printed("up");
+    // So does a child between its fork and its exec.
+    let _open = duplicates_of("anon_inode:kvm-vm");
+    keys.write_all(b"q").expect("the VM reads");
+    let (_, output) = vm.printed("upqup").stop();
+    assert!(output.starts_with("upqup"), "{output}");
+}
+
+/// Second descriptors of all files of this process that are called `name`.
+fn duplicates_of(name: &str) -> Vec<OwnedFd> {
+    let all = fs::read_dir("/proc/self/fd").expect("a directory").flatten();
+    let found: Vec<OwnedFd> = all
+        .filter(|entry| fs::read_link(entry.path()).is_ok_and(|file| file == Path::new(name)))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        // SAFETY: `dup` takes a number and touches no memory; what it returns is ours alone.
+        .map(|fd| unsafe { libc::dup(fd) })
+        .filter(|&fd| fd >= 0)
+        // SAFETY: a new descriptor that nobody else knows.
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+        .collect();
+    assert!(!found.is_empty(), "no {name} is open");
+    found
 }
 
 /// The allocator used to keep megabytes of it, where a start had given all back.

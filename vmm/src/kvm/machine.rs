@@ -74,6 +74,18 @@ impl Machine {
         self.vm.register_irqfd(line, gsi).map_err(|source| KvmError::ioctl("KVM_IRQFD", source))
     }
 
+    /// Undoes [`Self::connect_line`].
+    ///
+    /// A machine that is dropped does as well, but only once its file is closed everywhere, and until
+    /// then KVM refuses the line to another machine: a child that another thread has forked keeps
+    /// every file open until it executes something.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub(crate) fn disconnect_line(&self, line: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        self.vm.unregister_irqfd(line, gsi).map_err(|source| KvmError::ioctl("KVM_IRQFD", source))
+    }
+
     /// Makes `line` a level on its GSI.
     pub(crate) fn connect_level(&self, line: &KvmLevelLine) {
         line.connect(&self.vm);

@@ -227,8 +227,7 @@ impl Chassis {
         let initrd = self.initrd.as_mut();
         let info = BootInfo { cmdline: &self.cmdline, initrd, rsdp, refuse_linux };
         let entry = self.kernel.load(memory, ram, info)?;
-        // Before the new one: KVM lets an eventfd be the line of one machine only.
-        self.machine = None;
+        self.drop_machine()?;
         let wiring = Wiring {
             serial_line: &self.serial_line,
             sci: &self.sci,
@@ -241,6 +240,16 @@ impl Chassis {
         (self.machine, self.vcpus) = (Some(machine), vcpus);
         // The kernel has been read and decompressed once more.
         return_free_heap();
+        Ok(())
+    }
+
+    /// Ends the old machine before the new one is made: KVM lets an eventfd be the line of one only.
+    fn drop_machine(&mut self) -> Result<(), StartError> {
+        let Some(machine) = self.machine.take() else { return Ok(()) };
+        machine.disconnect_line(self.serial_line.eventfd(), self.serial_line.gsi())?;
+        for window in self.slots.windows() {
+            window.disconnect(&machine)?;
+        }
         Ok(())
     }
 

@@ -125,6 +125,11 @@ pub(crate) trait MmioWindow: Send + Sync {
     /// # Errors
     /// [`KvmError`].
     fn connect(&self, machine: &Machine) -> Result<(), KvmError>;
+    /// Frees the line for another machine.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    fn disconnect(&self, machine: &Machine) -> Result<(), KvmError>;
     /// Reads at `offset`.
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Writes at `offset`.
@@ -143,6 +148,10 @@ impl<D: VirtioDevice> MmioWindow for Window<D> {
             machine.connect_doorbell(doorbell, self.place().base, queue)?;
         }
         Ok(())
+    }
+
+    fn disconnect(&self, machine: &Machine) -> Result<(), KvmError> {
+        machine.disconnect_line(self.line.eventfd(), self.line.gsi())
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) {
