@@ -179,6 +179,10 @@ mod tests {
             Ok(())
         }
 
+        fn disconnect(&self, _machine: &Machine) -> Result<(), KvmError> {
+            Ok(())
+        }
+
         fn read(&self, _offset: u64, data: &mut [u8]) {
             data.fill(self.number);
         }
