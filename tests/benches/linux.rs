@@ -45,10 +45,10 @@ fn main() -> ExitCode {
     }
     let limit = Duration::from_secs(LIMIT_S.into());
     // Figures of one boot only.
-    let patience = Patience { limit, silence: limit, reboots: 0 };
+    let patience = Patience { limit, silence: limit, reboots: 0, excuses: 0 };
     let session = Session::start(SERIES, &Plan { files, items: vec![item] }, patience);
     let ended = session.wait("bench");
-    session.times();
+    session.all_ended();
     match ended {
         Ok(ended) => {
             println!("L1: Linux {SERIES}\n\n{}", ended.output);

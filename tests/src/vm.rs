@@ -1,5 +1,6 @@
 //! A running `aerostat run` and what its host says of it.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ExitStatus, Stdio};
@@ -312,7 +313,19 @@ impl Drop for TestVm {
         // An error means that it has ended already.
         drop(self.child.kill());
         drop(self.child.wait());
+        if std::thread::panicking() {
+            let log = fs::read(self.dir.path().join("log")).unwrap_or_default();
+            let console = fs::read(self.console_path()).unwrap_or_default();
+            let (console, log) = (last_words(&console), last_words(&log));
+            eprintln!("the guest's last words:\n{console}\nthe VMM's:\n{log}");
+        }
     }
+}
+
+/// The end of what a test that failed shows.
+pub(crate) fn last_words(output: &[u8]) -> Cow<'_, str> {
+    const SHOWN_BYTES: usize = 4096;
+    String::from_utf8_lossy(&output[output.len().saturating_sub(SHOWN_BYTES)..])
 }
 
 /// A process that process `parent` has started.

@@ -19,7 +19,7 @@ use aerostat::vm::exit::ExitReason;
 use aerostat::vm::handle::VmRequest;
 use guest_ram::BackingKind;
 use system_tests::kvm::kvm_or_skip;
-use system_tests::lab::inside_lab;
+use system_tests::lab::{INTERRUPT_WHILE_OFF, inside_lab};
 use system_tests::mutant::guest_image;
 use system_tests::vm::scaled;
 use tempfile::NamedTempFile;
@@ -361,6 +361,9 @@ fn each_deliberate_fault_in_the_nucleus_is_found() {
         ("no-replay", "lost=5"),
         ("halt-unchecked", "lost=5"),
         ("no-ist-toggle", ""),
+        // Faults of a CPU: the guest has to say so.
+        ("interrupt-while-off-masked", INTERRUPT_WHILE_OFF),
+        ("interrupt-while-off-unmasked", INTERRUPT_WHILE_OFF),
     ] {
         let outcome = stress(mutant(name), 4, 1);
         assert!(!outcome.is_clean(4), "{name} was not found: {outcome:?}");

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::INTERRUPT_WHILE_OFF;
 use super::plan::Plan;
+use super::session::Patience;
 use crate::binary::workspace_root;
 
 /// Exit status with which `lab.sh` says that its packages are missing.
@@ -48,21 +50,24 @@ pub(super) struct Boot {
 }
 
 impl Boot {
-    /// Boots L1 with the stock kernel of `series` for the `number`th time and lets it run `plan` within `limit` from now.
+    /// Boots L1 with the stock kernel of `series` for the `number`th time and lets it run `plan` with `patience`, whose limit
+    /// counts from now.
     ///
     /// # Panics
     /// If `lab.sh` cannot be started.
-    pub(super) fn start(series: &str, plan: &Plan, limit: Duration, number: u32) -> Self {
+    pub(super) fn start(series: &str, plan: &Plan, patience: Patience, number: u32) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = |name: &str| dir.path().join(name);
         std::fs::write(file("plan"), plan.lines()).expect("the plan is written");
         let mut lab = lab_sh();
-        let seconds = limit.as_secs().max(1).to_string();
+        let seconds = patience.limit.as_secs().max(1).to_string();
         lab.args(["-k", series, "-t", &seconds, "-m", &MEMORY_MIB.to_string()]);
         for var in ["AEROSTAT_BIN=/lab/aerostat", "AEROSTAT_LAB=1", "KVM_TESTS=required"] {
             lab.args(["-e", var]);
         }
         lab.args(["-e", &format!("AEROSTAT_LAB_BOOT={number}")]);
+        lab.args(["-e", &format!("AEROSTAT_LAB_EXCUSE={INTERRUPT_WHILE_OFF}")]);
+        lab.args(["-e", &format!("AEROSTAT_LAB_EXCUSES={}", patience.excuses)]);
         lab.args(["-e", "RUST_BACKTRACE=1", "-l", "-r"]).arg(file("report"));
         lab.arg("-q");
         lab.arg(format!("-monitor unix:{},server=on,wait=off", file("monitor").display()));

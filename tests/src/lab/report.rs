@@ -9,18 +9,39 @@ pub struct Ended {
     pub status: i32,
     /// How long it took by L1's clock, in tenths of a second.
     pub tenths: u64,
-    /// What it printed.
+    /// What it printed, in all its attempts.
     pub output: String,
+    /// How often it failed before by the emulated CPU's fault.
+    pub excused: u32,
+}
+
+/// An item that has begun and not ended.
+#[derive(Debug)]
+struct Running {
+    name: String,
+    output: String,
+    excused: u32,
 }
 
 /// What L1 writes between and within lines, only to say that it is alive.
 const BEAT: u8 = 0x05;
 
+impl Running {
+    fn line(&mut self, line: &str) {
+        if let Some(text) = line.strip_prefix('|') {
+            self.output.push_str(text);
+            self.output.push('\n');
+        } else if line.strip_prefix("@again ").is_some_and(|name| name == self.name) {
+            self.excused += 1;
+        }
+    }
+}
+
 /// The lines of `run-plan.sh`, as far as they have come.
 #[derive(Debug, Default)]
 pub struct Report {
     ended: HashMap<String, Ended>,
-    running: Option<(String, String)>,
+    running: Option<Running>,
     /// A line whose end has not come yet.
     partial: Vec<u8>,
 }
@@ -40,13 +61,12 @@ impl Report {
 
     fn line(&mut self, line: &str) {
         if let Some(name) = line.strip_prefix("@begin ") {
-            self.running = Some((name.to_owned(), String::new()));
+            self.running =
+                Some(Running { name: name.to_owned(), output: String::new(), excused: 0 });
         } else if let Some(words) = line.strip_prefix("@end ") {
             self.end(words);
-        } else if let (Some(text), Some((_, output))) = (line.strip_prefix('|'), &mut self.running)
-        {
-            output.push_str(text);
-            output.push('\n');
+        } else if let Some(running) = &mut self.running {
+            running.line(line);
         }
     }
 
@@ -57,10 +77,12 @@ impl Report {
         else {
             return;
         };
-        let Some((_, output)) = self.running.take_if(|(running, _)| running == name) else {
+        let Some(Running { output, excused, .. }) =
+            self.running.take_if(|running| running.name == name)
+        else {
             return;
         };
-        self.ended.insert(name.to_owned(), Ended { status, tenths, output });
+        self.ended.insert(name.to_owned(), Ended { status, tenths, output, excused });
     }
 
     /// How item `name` ended, if it has.
@@ -75,7 +97,7 @@ impl Report {
 
     /// The item that has begun and not ended.
     pub fn running(&self) -> Option<&str> {
-        self.running.as_ref().map(|(name, _)| name.as_str())
+        self.running.as_ref().map(|running| running.name.as_str())
     }
 
     /// Forgets what has not ended: a new boot of L1 reports from here on.
@@ -122,6 +144,14 @@ mod tests {
         report.feed(b"@begin b\n|whole\n\n@end b 0 2\n");
         assert_eq!(report.ended("a").unwrap().output, "one\n");
         assert_eq!(report.ended("b").unwrap().output, "whole\n");
+    }
+
+    #[test]
+    fn an_item_that_is_run_again_has_the_status_of_its_last_attempt_and_the_output_of_all() {
+        let report = report("@begin a\n|one\n\n@again b\n@again a\n|two\n\n@end a 0 7\n");
+        let ended = report.ended("a").unwrap();
+        assert_eq!((ended.status, ended.tenths, ended.excused), (0, 7, 1));
+        assert_eq!(ended.output, "one\ntwo\n");
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct Patience {
     pub silence: Duration,
     /// How often an L1 that stands still is booted anew, for what it has not run to its end.
     pub reboots: u32,
+    /// How many failures of a boot that are the [emulated CPU's fault](super::INTERRUPT_WHILE_OFF) give the item another attempt.
+    pub excuses: u32,
 }
 
 /// A plan that runs; its report grows while it does.
@@ -80,21 +82,20 @@ impl Session {
         }
     }
 
-    /// Waits for the end of the session and returns how many seconds it took, and the items' times by L1's clock in tenths of
-    /// a second, the slowest first.
+    /// Waits for the end of the session and returns how many seconds it took, and the items that have ended, the slowest first.
     ///
     /// # Panics
     /// If the thread that follows the report panicked.
-    pub fn times(&self) -> (u64, Vec<(String, u64)>) {
+    pub fn all_ended(&self) -> (u64, Vec<(String, Ended)>) {
         let follower = self.shared.lock().follower.take();
         if let Some(follower) = follower {
             follower.join().expect("the follower does not panic");
         }
         let state = self.shared.lock();
-        let mut times: Vec<(String, u64)> =
-            state.report.all_ended().map(|(name, ended)| (name.to_owned(), ended.tenths)).collect();
-        times.sort_by_key(|&(_, tenths)| std::cmp::Reverse(tenths));
-        (state.total_s, times)
+        let named = |(name, ended): (&str, &Ended)| (name.to_owned(), ended.clone());
+        let mut items: Vec<_> = state.report.all_ended().map(named).collect();
+        items.sort_by_key(|(_, ended)| std::cmp::Reverse(ended.tenths));
+        (state.total_s, items)
     }
 }
 
@@ -107,7 +108,7 @@ impl Shared {
     fn follow(&self, series: &'static str, plan: Plan, patience: Patience) {
         let start = Instant::now();
         let mut number = 1;
-        let mut boot = Boot::start(series, &plan, patience.limit, number);
+        let mut boot = Boot::start(series, &plan, patience, number);
         let end = loop {
             std::thread::sleep(POLL);
             let ended = boot.ended();
@@ -127,7 +128,8 @@ impl Shared {
             }
             say_loudly(&format!("{what}\nIt is booted anew for what is left of the plan."));
             number += 1;
-            boot = Boot::start(series, &self.what_is_left_of(&plan), left, number);
+            let patience = Patience { limit: left, ..patience };
+            boot = Boot::start(series, &self.what_is_left_of(&plan), patience, number);
         };
         let mut state = self.lock();
         state.total_s = start.elapsed().as_secs();

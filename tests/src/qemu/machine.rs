@@ -12,7 +12,7 @@ use super::qemu_path;
 use crate::agent::Agent;
 use crate::binary::aerostat;
 use crate::qmp::Qmp;
-use crate::vm::wait_for;
+use crate::vm::{last_words, wait_for};
 
 /// What runs the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,6 +166,10 @@ impl Drop for QemuGuest {
         // An error means that it has ended already.
         drop(self.child.kill());
         drop(self.child.wait());
+        if std::thread::panicking() {
+            let serial = fs::read(self.dir.path().join("serial")).unwrap_or_default();
+            eprintln!("the guest's last words:\n{}", last_words(&serial));
+        }
     }
 }
 

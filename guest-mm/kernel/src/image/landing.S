@@ -56,7 +56,10 @@ landing_interrupt_\cpu:                          # RSP = the frame, at its super
     popq SCRATCH + 24
     movq SCRATCH + 24, %rsp
     subq $128, %rsp
-    pushq $0x2b
+    testb $3, SCRATCH + 8
+    jnz 1f
+    movq $TRAP_TOP, %rsp                    # ring 0 was interrupted, where interrupts are off: the report needs a stack
+1:  pushq $0x2b
     pushq SCRATCH + 24
     pushq SCRATCH + 16
     pushq SCRATCH + 8

@@ -132,14 +132,9 @@ nucleus_cpu_entry_\cpu:
 # Never silent: COM1, then pvpanic, then the reset line, then a triple fault.
 nucleus_fatal:
     cld
-    movl $0x3f8, %edx
     leaq 8f(%rip), %rsi
-1:  lodsb
-    testb %al, %al
-    jz 2f
-    outb %al, %dx
-    jmp 1b
-2:  movq %cr2, %rax
+    call nucleus_say
+    movq %cr2, %rax
     pushq %rax
     movq %rsp, %rdi                         # cr2 vector error rip cs rflags rsp ss
     movl $8, %ebp
@@ -170,6 +165,27 @@ nucleus_fatal:
     ud2
 8:  .asciz "\nnucleus: fatal trap: cr2 vector error rip cs rflags rsp ss ="
 9:  .ascii "0123456789abcdef"
+
+# Prints the string at RSI; leaves COM1 in DX.
+nucleus_say:
+    movl $0x3f8, %edx
+1:  lodsb
+    testb %al, %al
+    jz 2f
+    outb %al, %dx
+    jmp 1b
+2:  ret
+
+# An interrupt in ring 0 elsewhere than at the HLT, where IF is clear: no CPU does that, an emulated one has (docs/lab.md). The
+# frame that it interrupted was at the same place and is lost.
+nucleus_interrupted:
+    cld
+    leaq 8f(%rip), %rsi
+    call nucleus_say
+    pushq $0
+    pushq ${interrupt_vector}
+    jmp nucleus_fatal
+8:  .asciz "\nnucleus: interrupt delivered while interrupts were off"
 
 # ---------------------------------------------------------------- stubs
 # An exception: frame on RSP0's stack, saved RAX and the vector below it, then ring 3's landing. From ring 0: fatal.
@@ -208,23 +224,26 @@ nucleus_fatal:
     .endm
 
 # An interrupt: record it; if the interrupted code was unmasked, enter ring 3's landing with RSP at this frame and move
-# IST1 away, for the next (masked) one comes before ring 3 has copied the frame. One that came between STI and HLT, where
-# no interrupt should but on an emulated SVM some do, skips the HLT: it would sleep with its wake-up behind it.
+# IST1 away, for the next (masked) one comes before ring 3 has copied the frame.
     .macro interrupt bit
     .org CODE - NB + (32 + \bit) * SLOT
     orl $(1 << \bit), PENDING
     testb $(FLAG_ID >> 16), 18(%rsp)
     jnz 1f
+    .if MUTANT == {interrupt_while_off_unmasked}
+    call 22b
+    .endif
     .if MUTANT != 4
     xorb $(0x200 >> 8), TSS + 0x25
     .endif
     movq %rsp, FI + 24
     movq $FI, %rsp
     iretq
-1:  cmpq $17b, (%rsp)                       # the HLT of this CPU's gate
-    je 2f
-    iretq
-2:  incq (%rsp)
+1:  testb $3, 8(%rsp)
+    jz 18b
+    .if MUTANT == {interrupt_while_off_masked}
+    call 22b
+    .endif
     iretq
     .endm
 
@@ -294,6 +313,31 @@ nucleus_fatal:
     iretq
 15: cpuid
     iretq
+18: cmpq $12b, (%rsp)                       # an interrupt in ring 0: it ended the gate's HLT,
+    jne 19f
+    iretq
+19: cmpq $17b, (%rsp)                       # or came between STI and HLT, where none should but on an emulated SVM some do,
+    jne nucleus_interrupted
+    incq (%rsp)                             # and skips the HLT: it would sleep with its wake-up behind it
+    iretq
+    .if MUTANT == {interrupt_while_off_masked} || MUTANT == {interrupt_while_off_unmasked}
+    .if MUTANT == {interrupt_while_off_masked}
+    .set FAKED_FLAGS, FLAG_ID + 2
+    .else
+    .set FAKED_FLAGS, 2
+    .endif
+22: btsl $0, SHARED + 12                    # once
+    jc 23f
+    movq TSS + 0x24, %rsp                   # what a CPU does; INT is not dependable on a software KVM
+    pushq $0
+    pushq $(STACK + 0xdd8)
+    pushq $FAKED_FLAGS
+    pushq $0x10
+    pushq $22b
+    movq $(CODE + (32 + VECTORS - 1) * SLOT), %rax
+    jmpq *%rax
+23: ret
+    .endif
     .set BIT, 0
     .rept VECTORS
     interrupt BIT

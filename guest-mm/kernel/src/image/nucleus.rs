@@ -20,12 +20,18 @@ pub(super) const MUTANT: u32 = match option_env!("AEROSTAT_NUCLEUS_MUTANT") {
         b"halt-unchecked" => 3,
         b"no-ist-toggle" => 4,
         b"no-remote-flush" => NO_REMOTE_FLUSH,
+        b"interrupt-while-off-masked" => INTERRUPT_WHILE_OFF_MASKED,
+        b"interrupt-while-off-unmasked" => INTERRUPT_WHILE_OFF_UNMASKED,
         _ => panic!("AEROSTAT_NUCLEUS_MUTANT names no mutant"),
     },
 };
 
 /// The mutant that answers other CPUs' flush requests without flushing.
 pub(super) const NO_REMOTE_FLUSH: u32 = 5;
+
+/// The mutants that take a second interrupt in the stub of a first, which came to masked or to unmasked code.
+const INTERRUPT_WHILE_OFF_MASKED: u32 = 6;
+const INTERRUPT_WHILE_OFF_UNMASKED: u32 = 7;
 
 global_asm!(
     include_str!("nucleus.S"),
@@ -60,5 +66,7 @@ global_asm!(
     interrupt_vector = const VECTOR_INTERRUPT,
     replay_vector = const VECTOR_REPLAY,
     operations = const OPERATIONS,
+    interrupt_while_off_masked = const INTERRUPT_WHILE_OFF_MASKED,
+    interrupt_while_off_unmasked = const INTERRUPT_WHILE_OFF_UNMASKED,
     options(att_syntax)
 );

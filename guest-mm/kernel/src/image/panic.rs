@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use guest_kernel::layout;
 
 use super::serial::Serial;
-use super::trap::{TrapFrame, exception};
+use super::trap::{TrapFrame, VECTOR_INTERRUPT, exception};
 use super::{irq, power, smp};
 
 /// The CPU that reports, plus 1; a fault inside its report goes straight to the end.
@@ -49,6 +49,8 @@ pub(super) fn report_trap(frame: &TrapFrame) -> ! {
         6 => "invalid opcode",
         12 => "stack fault",
         13 => "general protection fault",
+        // From ring 0, or it would not be reported; tests/src/lab knows these words and nucleus.S says them too.
+        VECTOR_INTERRUPT => "interrupt delivered while interrupts were off",
         _ => "exception",
     };
     _ = write!(
