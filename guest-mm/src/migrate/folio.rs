@@ -3,7 +3,7 @@
 use abi::Pfn;
 
 use super::destination::Destinations;
-use super::folios::{FolioIsolateError, FolioPages, IsolatedFolio};
+use super::folios::{FolioIsolateError, FolioPages, IsolatedFolio, WaitingParts};
 use super::ops::{MigrateError, MigrateMode};
 use crate::memdesc::Order;
 use crate::mm::Mm;
@@ -24,13 +24,15 @@ impl<'m, P: Platform> Mm<'m, P> {
     }
 
     /// Moves the isolated folio at `head` and frees the frames that it has left. A
-    /// large one for which there is no destination is split, and moved by pages.
-    /// Returns what became of its pages; the entry is gone then.
+    /// large one for which there is no destination is split, and moved by pages, of
+    /// which some may come into `waiting`. Returns what became of the others; the
+    /// entry is gone then.
     pub(super) fn migrate_folio(
         &self,
         head: Pfn,
         destinations: &mut dyn Destinations,
         mode: MigrateMode,
+        waiting: &mut WaitingParts<'m>,
     ) -> Result<FolioPages, MigrateError> {
         let folio = self.folio_entry(head).ok_or(MigrateError::Busy)?;
         let (order, pages) = (folio.order(), folio.order().pages().get());
@@ -41,7 +43,8 @@ impl<'m, P: Platform> Mm<'m, P> {
                 folio.into_raw();
                 return Err(MigrateError::NoMemory);
             }
-            return self.migrate_in_parts(folio, destinations, mode).map_err(|(folio, error)| {
+            let parts = self.migrate_in_parts(folio, destinations, mode, waiting);
+            return parts.map_err(|(folio, error)| {
                 folio.into_raw();
                 error
             });

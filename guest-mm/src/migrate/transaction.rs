@@ -4,6 +4,7 @@ use abi::Pfn;
 
 use super::batch::MigrateBatch;
 use super::destination::{Destinations, Remembered};
+use super::folios::{FolioPages, WaitingParts};
 use super::isolate::EntryKind;
 use super::ops::{MigrateError, MigrateMode, Migrated, MovableKind, Move};
 use super::settle::Settled;
@@ -40,6 +41,8 @@ struct Call<'c, 'a, 'm, P: Platform, const N: usize> {
     /// Whether no further pass follows.
     is_last: bool,
     stats: MigrateStats,
+    /// Pages of folios that were split, to be tried again.
+    waiting: WaitingParts<'m>,
     /// Pages of one kind, with their destinations, for their owner to move at once.
     group: Group,
     grouped: usize,
@@ -66,12 +69,13 @@ impl<'m, P: Platform> Mm<'m, P> {
             mode,
             is_last: false,
             stats: MigrateStats::default(),
+            waiting: WaitingParts::default(),
             group: [const { None }; GROUP],
             grouped: 0,
             kind: MovableKind::Offline,
         };
         for pass in 1..=mode.passes() {
-            if call.batch.is_empty() {
+            if call.batch.is_empty() && call.waiting.is_empty() {
                 break;
             }
             if pass > 1 && mode != MigrateMode::Async {
@@ -81,6 +85,7 @@ impl<'m, P: Platform> Mm<'m, P> {
             call.is_last = pass == mode.passes();
             call.pass();
         }
+        call.stop_waiting();
         let stats = call.stats;
         batch.release_guards();
         self.migration.note(&stats);
@@ -89,9 +94,13 @@ impl<'m, P: Platform> Mm<'m, P> {
 }
 
 impl<P: Platform, const N: usize> Call<'_, '_, '_, P, N> {
-    /// Tries each entry once; those that are to be tried again stay in the batch.
+    /// Tries each entry once; those that are to be tried again stay in the batch. The same
+    /// for pages that wait, of folios that were split in passes before.
     fn pass(&mut self) {
         self.stats.passes += 1;
+        let (waiting, destinations) = (&mut self.waiting, &mut self.destinations);
+        let pages = self.mm.migrate_waiting(waiting, destinations, self.mode);
+        self.note_folio(&pages);
         for at in 0..self.batch.start_pass() {
             let Some(entry) = self.batch.entry(at) else { break };
             match self.mm.entry_kind(entry) {
@@ -104,17 +113,28 @@ impl<P: Platform, const N: usize> Call<'_, '_, '_, P, N> {
 
     fn try_folio(&mut self, entry: Pfn) {
         let pages = self.mm.isolated_folio_pages(entry);
-        match self.mm.migrate_folio(entry, &mut self.destinations, self.mode) {
+        let (destinations, waiting) = (&mut self.destinations, &mut self.waiting);
+        match self.mm.migrate_folio(entry, destinations, self.mode, waiting) {
             Ok(pages) => {
                 self.mm.migration.folios.fetch_sub(1, Ordering::Relaxed);
-                self.stats.migrated += pages.moved;
-                self.stats.freed += pages.freed;
-                if let Some(error) = pages.error {
-                    self.stats.note_failed(error, pages.failed);
-                }
+                self.note_folio(&pages);
             }
             Err(error) => self.failed(entry, EntryKind::Folio, pages, error),
         }
+    }
+
+    fn note_folio(&mut self, pages: &FolioPages) {
+        self.stats.migrated += pages.moved;
+        self.stats.freed += pages.freed;
+        if let Some(error) = pages.error {
+            self.stats.note_failed(error, pages.failed);
+        }
+    }
+
+    /// Puts back what waits after the last pass.
+    fn stop_waiting(&mut self) {
+        let pages = self.mm.putback_waiting(core::mem::take(&mut self.waiting));
+        self.note_folio(&pages);
     }
 
     /// Finds a destination for a page that is no folio, and puts it in its owner's group.

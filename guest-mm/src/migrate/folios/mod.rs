@@ -18,11 +18,13 @@ mod isolate;
 mod parts;
 mod range;
 mod transfer;
+mod waiting;
 
 pub use isolate::{FolioIsolateError, IsolatedFolio};
 pub(super) use parts::FolioPages;
 pub use range::{MigrateRangeError, RangeMigrated};
 pub use transfer::{FailedTransfer, TransferStage, Transferred};
+pub(super) use waiting::WaitingParts;
 
 #[cfg(test)]
 mod tests;

@@ -2,15 +2,16 @@
 
 use abi::{PageCount, Pfn};
 
-use super::IsolatedFolio;
+use super::{IsolatedFolio, WaitingParts};
 use crate::errno::Errno;
 use crate::folio::{Folio, FolioRef};
 use crate::memdesc::Order;
 use crate::migrate::{Destinations, MigrateError, MigrateMode};
 use crate::mm::Mm;
 use crate::platform::Platform;
+use crate::sync::shim::Ordering;
 
-/// What became of a folio's pages.
+/// What became of a folio's pages, but for those that wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(in crate::migrate) struct FolioPages {
     /// Elsewhere; their old frames are free.
@@ -44,7 +45,8 @@ impl Whole {
 }
 
 impl<'m, P: Platform> Mm<'m, P> {
-    /// Splits an isolated large folio into pages, and moves each of them.
+    /// Splits an isolated large folio into pages, and moves each of them. Those that
+    /// are to be tried again come into `waiting`.
     ///
     /// # Errors
     /// It could not be split: the folio comes back, as it was but for PMD leaves
@@ -54,6 +56,7 @@ impl<'m, P: Platform> Mm<'m, P> {
         folio: IsolatedFolio<'m>,
         destinations: &mut dyn Destinations,
         mode: MigrateMode,
+        waiting: &mut WaitingParts<'m>,
     ) -> Result<FolioPages, (IsolatedFolio<'m>, MigrateError)> {
         let pages = folio.order().pages().get();
         let whole = Whole::of(folio.folio());
@@ -62,10 +65,15 @@ impl<'m, P: Platform> Mm<'m, P> {
             return Err((IsolatedFolio::own(folio), error));
         }
         let mut done = FolioPages::default();
-        self.migrate_part(IsolatedFolio::own(folio), destinations, mode, &mut done);
+        let mut migrate = |part, done: &mut FolioPages| {
+            if let Some(again) = self.migrate_part(part, destinations, mode, done) {
+                self.wait_for_next_pass(again, waiting);
+            }
+        };
+        migrate(IsolatedFolio::own(folio), &mut done);
         for page in 1..pages {
             match self.isolate_part(whole, page) {
-                Ok(part) => self.migrate_part(part, destinations, mode, &mut done),
+                Ok(part) => migrate(part, &mut done),
                 Err(PartGone::Freed) => done.freed += 1,
                 Err(PartGone::Taken) => {
                     done.failed += 1;
@@ -114,17 +122,17 @@ impl<'m, P: Platform> Mm<'m, P> {
         Ok(IsolatedFolio::own(part))
     }
 
-    /// Moves one page, or puts it back.
+    /// Moves one page, or puts it back. Returns it if it is to be tried again.
     fn migrate_part(
         &self,
         part: IsolatedFolio<'m>,
         destinations: &mut dyn Destinations,
         mode: MigrateMode,
         done: &mut FolioPages,
-    ) {
+    ) -> Option<IsolatedFolio<'m>> {
         let Some(destination) = destinations.take(Order::ZERO, part.head()) else {
             self.keep_part(part, MigrateError::NoMemory, done);
-            return;
+            return None;
         };
         match self.transfer_folio(part, destination, mode) {
             Ok(gone) => {
@@ -136,14 +144,56 @@ impl<'m, P: Platform> Mm<'m, P> {
                         destinations.give_back(spare);
                     }
                 }
+                None
             }
             Err(failed) => {
                 if let Some(frames) = failed.destination {
                     destinations.give_back(frames);
                 }
+                if failed.error == MigrateError::Again {
+                    return Some(failed.folio);
+                }
                 self.keep_part(failed.folio, failed.error, done);
+                None
             }
         }
+    }
+
+    /// Tries each waiting page once more; those that are to be tried again stay.
+    pub(in crate::migrate) fn migrate_waiting(
+        &self,
+        waiting: &mut WaitingParts<'m>,
+        destinations: &mut dyn Destinations,
+        mode: MigrateMode,
+    ) -> FolioPages {
+        let mut done = FolioPages::default();
+        let mut tried = core::mem::take(waiting);
+        while let Some(part) = self.next_waiting(&mut tried) {
+            if let Some(again) = self.migrate_part(part, destinations, mode, &mut done) {
+                self.wait_for_next_pass(again, waiting);
+            }
+        }
+        done
+    }
+
+    /// Puts back what waits: no pass follows.
+    pub(in crate::migrate) fn putback_waiting(&self, mut waiting: WaitingParts<'m>) -> FolioPages {
+        let mut done = FolioPages::default();
+        while let Some(part) = self.next_waiting(&mut waiting) {
+            self.keep_part(part, MigrateError::Again, &mut done);
+        }
+        done
+    }
+
+    fn wait_for_next_pass(&self, part: IsolatedFolio<'m>, waiting: &mut WaitingParts<'m>) {
+        self.migration.folios.fetch_add(1, Ordering::Relaxed);
+        waiting.push(part);
+    }
+
+    fn next_waiting(&self, waiting: &mut WaitingParts<'m>) -> Option<IsolatedFolio<'m>> {
+        let part = waiting.pop()?;
+        self.migration.folios.fetch_sub(1, Ordering::Relaxed);
+        Some(part)
     }
 
     fn keep_part(&self, part: IsolatedFolio<'m>, error: MigrateError, done: &mut FolioPages) {
