@@ -150,12 +150,13 @@ impl<'m, P: Platform> Mm<'m, P> {
         Ok(())
     }
 
-    /// Switches swap off and gives the device's memory back.
+    /// Switches swap off and gives the device's memory back. Folios that are only in the swap cache leave it; locks folios.
     ///
     /// # Errors
-    /// [`SwapError::NoDevice`]; [`SwapError::Busy`] while a slot is in use, by a
-    /// leaf or the swap cache.
+    /// [`SwapError::NoDevice`]; [`SwapError::Busy`] while a leaf names a slot, or
+    /// reclaim is about to make one do so.
     pub fn swapoff(&self) -> Result<(), SwapError> {
+        self.drop_all_unused();
         self.with_area(|area| area.table.close(self.platform())).ok_or(SwapError::NoDevice)??;
         // No slot is in use and none will be: only lookups by leaves that are gone
         // can come, and they are in read sections.

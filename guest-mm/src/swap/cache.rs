@@ -227,6 +227,23 @@ impl<'m, P: Platform> Mm<'m, P> {
         self.put(folio);
     }
 
+    /// Takes every folio out of the cache whose slot no leaf names: those that were busy when the last leaf went.
+    /// Locks folios.
+    pub(super) fn drop_all_unused(&self) {
+        let mut from = 0;
+        while let Some(slot) = self.with_area(|area| area.table.next_unnamed(from)).flatten() {
+            if let Some(folio) = self.swap_cache_get(slot_of(slot)) {
+                let locked = folio.lock(self.platform());
+                if self.swap_slot_of(&folio) == Some(slot_of(slot)) {
+                    self.free_swap(&locked);
+                }
+                drop(locked);
+                self.put(folio);
+            }
+            from = slot + 1;
+        }
+    }
+
     /// The slot's number, if a device can have it.
     pub(super) fn known_slot(&self, slot: SwapSlot) -> Result<u32, SwapError> {
         u32::try_from(slot.get()).map_err(|_| {

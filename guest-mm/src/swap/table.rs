@@ -90,6 +90,13 @@ impl<'w> SwapTable<'w> {
         Some(SlotWord::decode(self.word(slot)?.load(Ordering::Acquire)))
     }
 
+    /// The first slot from `from` on that a folio has and no leaf names.
+    pub fn next_unnamed(&self, from: u32) -> Option<u32> {
+        let is_unnamed =
+            |&slot: &u32| matches!(self.load(slot), Some(SlotWord::Cached { count: 0, .. }));
+        (from..self.slots()).find(is_unnamed)
+    }
+
     fn word(&self, slot: u32) -> Option<&AtomicU64> {
         self.words.get(usize::try_from(slot).ok()?)
     }

@@ -130,6 +130,24 @@ fn the_last_leaf_leaves_a_busy_folio_to_reclaim() {
 }
 
 #[test]
+fn a_folio_that_was_busy_when_its_last_leaf_went_does_not_keep_swap_on() {
+    let base = Base::new(testing::memory(PAGES)).unwrap();
+    let mm = Mm::new(&base);
+    mm.swapon_ram(8).unwrap();
+    let folio = new_page(&mm, 7);
+    let locked = folio.lock(mm.platform());
+    let slot = mm.swap_alloc(&locked).unwrap();
+    mm.swap_dup(slot).unwrap();
+    mm.swap_put(slot).unwrap();
+    drop(locked);
+    assert_eq!((mm.swap_count(slot), mm.swap_stats().free_slots), (0, 7), "still cached");
+    mm.swapoff().unwrap();
+    assert!(!folio.has(FolioFlags::SWAPCACHE) && folio.has(FolioFlags::DIRTY));
+    assert_eq!((read(&mm, &folio), folio.refcount()), (7, 1));
+    mm.put(folio);
+}
+
+#[test]
 fn a_shared_slot_stays_until_its_last_leaf_is_gone() {
     with_mm(8, |mm| {
         let slot = swap_out(mm, new_page(mm, 9));
@@ -225,8 +243,10 @@ fn swap_is_switched_on_once_and_off_when_nobody_uses_it() {
     let free = base.memory.free_pages();
     mm.swapon_ram(100).unwrap();
     assert_eq!(mm.swapon_ram(100), Err(SwapError::Busy));
-    mm.swap_alloc(&locked).unwrap();
+    let slot = mm.swap_alloc(&locked).unwrap();
+    mm.swap_dup(slot).unwrap();
     assert_eq!(mm.swapoff(), Err(SwapError::Busy));
+    mm.swap_put(slot).unwrap();
     assert!(mm.free_swap(&locked));
     mm.swapoff().unwrap();
     assert_eq!(base.memory.free_pages(), free);
