@@ -10,7 +10,7 @@ use abi::{PageCount, Pfn, PfnRange};
 use super::Memory;
 use super::frames::FrozenFrames;
 use super::init::blocks_of;
-use crate::buddy::{Gfp, free_block_around, frozen_word};
+use crate::buddy::{Gfp, Zone, free_block_around, frozen_word};
 use crate::memdesc::{Hold, Memdesc, MigrateType, Order, OutOfMap, Word};
 use crate::platform::Platform;
 
@@ -189,10 +189,8 @@ impl<P: Platform> Memory<P> {
         let mut pages = PageCount::ZERO;
         self.for_each_piece(range, pass, &mut |piece| {
             let (pfn, order) = piece;
-            let taken = zone.take_at(&self.map, pfn, order);
-            let block = zone.note_corruption(taken).flatten().ok_or(pfn)?;
             // The zone lock is held and the block free: nobody can be faster.
-            let frames = self.freeze(block).ok_or(pfn)?;
+            let frames = self.take_at(&mut zone, pfn, order).ok_or(pfn)?;
             pages = pages.saturating_add(frames.pages());
             // The word owns the block from here on; `split_contig` makes the handle again.
             frames.into_raw();
@@ -253,11 +251,16 @@ impl<P: Platform> Memory<P> {
         if !is_free() || zone.available() < order.pages().get() + self.reserve(gfp) {
             return None;
         }
-        let taken = zone.take_at(&self.map, pfn, order);
-        let block = zone.note_corruption(taken).flatten()?;
-        let frames = self.freeze(block);
+        let frames = self.take_at(&mut zone, pfn, order);
         self.counters.note_available(&zone);
         frames
+    }
+
+    /// Takes the block of `order` at `pfn`, frozen; `None` if it is not free as a whole, or a
+    /// free list is corrupt, which is counted.
+    pub(super) fn take_at(&self, zone: &mut Zone, pfn: Pfn, order: Order) -> Option<FrozenFrames> {
+        let taken = zone.take_at(&self.map, pfn, order);
+        self.freeze(zone.note_corruption(taken).flatten()?)
     }
 
     /// Gives up the run for its blocks: `each` gets every one that is the holder's.

@@ -63,10 +63,8 @@ impl<P: Platform> Memory<P> {
             if scan.starved {
                 break;
             }
-            let taken = zone.take_at(&self.map, at, take);
-            let block = zone.note_corruption(taken).flatten();
             // What a corrupt list refuses is passed over: the scan ends all the same.
-            if let Some(frames) = block.and_then(|block| self.freeze(block)) {
+            if let Some(frames) = self.take_at(&mut zone, at, take) {
                 each(frames);
                 blocks += 1;
                 scan.taken += take.pages().get();
@@ -87,9 +85,7 @@ impl<P: Platform> Memory<P> {
             return None;
         }
         let mut zone = self.zone.lock(&self.platform);
-        let taken = zone.take_at(&self.map, pfn, Order::ZERO);
-        let block = zone.note_corruption(taken).flatten()?;
-        let frames = self.freeze(block);
+        let frames = self.take_at(&mut zone, pfn, Order::ZERO);
         self.counters.note_available(&zone);
         frames
     }
@@ -109,9 +105,7 @@ impl<P: Platform> Memory<P> {
         {
             return None;
         }
-        let taken = zone.take_at(&self.map, pfn, order);
-        let block = zone.note_corruption(taken).flatten()?;
-        let frames = self.freeze(block);
+        let frames = self.take_at(&mut zone, pfn, order);
         self.counters.note_available(&zone);
         frames
     }
