@@ -1,5 +1,6 @@
 mod contig;
 mod model;
+mod obstacles;
 mod scanners;
 mod thread;
 mod world;
