@@ -32,10 +32,7 @@ impl<P: Platform, B: MmioBus> HotplugDriver<'_, '_, P, B> {
             return self.learn(ask, answer, now);
         }
         match answer {
-            Answer::Ack => {
-                self.forgive();
-                self.granted(ask);
-            }
+            Answer::Ack => self.granted(ask),
             Answer::Nack | Answer::Busy => {
                 self.counters.refusals += 1;
                 // It may want something else by now. The pause that follows is not cut short by that.
@@ -54,8 +51,9 @@ impl<P: Platform, B: MmioBus> HotplugDriver<'_, '_, P, B> {
         Ok(Step::Again)
     }
 
-    /// The device has done what it was asked for.
+    /// The device has done what it was asked for, whether it said so at once or when it was asked again after a reset.
     pub(super) fn granted(&mut self, ask: Ask) {
+        self.forgive();
         match ask {
             Ask::UnplugAll => self.must_clear = false,
             Ask::Plug(range) => {

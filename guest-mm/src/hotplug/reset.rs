@@ -7,7 +7,7 @@ use crate::balloon::Wake;
 use crate::platform::Platform;
 use crate::virtio::{MmioBus, QueueError, SetupError};
 
-/// Restarts after device faults before the driver gives up; answers renew them.
+/// Restarts after device faults before the driver gives up; what the device has done renews them.
 pub(super) const RESTARTS: u8 = 3;
 /// Looks at a device that resets before the driver gives up.
 const RESET_LOOKS: u16 = 500;

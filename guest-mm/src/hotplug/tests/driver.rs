@@ -306,6 +306,18 @@ fn a_device_that_forgets_ends_the_driver_and_what_is_alive_stays() {
 }
 
 #[test]
+fn a_device_that_did_what_it_was_asked_for_before_it_faulted_has_three_restarts_again() {
+    with_rig(UNIT, |rig| {
+        *rig.device.mischief.borrow_mut() = [Mischief::DoneThenReset, Mischief::Reset].into();
+        rig.request(UNIT);
+        *rig.device.mischief.borrow_mut() = [Mischief::Reset; 2].into();
+        let status = rig.request(23 * UNIT);
+        assert_eq!((status.phase, status.counters.resets), (HotplugPhase::Running, 4));
+        rig.assert_agreed(23 * UNIT);
+    });
+}
+
+#[test]
 fn a_device_that_always_faults_is_given_up_after_three_restarts() {
     with_rig(UNIT, |rig| {
         rig.device.mischief.borrow_mut().extend([Mischief::Reset; 10]);
