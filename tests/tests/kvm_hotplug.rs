@@ -116,10 +116,20 @@ fn blocks_that_are_slots_work_as_well() {
 /// What it holds in a block that goes moves to another frame: inflated there, deflated here.
 #[test]
 fn plugged_memory_goes_into_the_balloon_and_ballooned_pages_move_out_when_it_is_unplugged() {
+    balloon_plugged_memory(&[]);
+}
+
+/// The bitmap ended where the RAM of the start did still: with a plugged page in its way the balloon tried that one again and again.
+#[test]
+fn plugged_memory_goes_into_a_balloon_whose_store_is_a_bitmap() {
+    balloon_plugged_memory(&["--cmdline", "balloon.store=bitmap"]);
+}
+
+fn balloon_plugged_memory(options: &[&str]) {
     if !kvm_or_skip() {
         return;
     }
-    let vm = start(&[]);
+    let vm = start(options);
     vm.resize_hotplug(128 * MIB);
     vm.exec_ok("touch", &["all"]);
     let full = vm.hotplug_host_bytes(REGION);

@@ -38,7 +38,7 @@ pub use layout::{BlockLayout, MAX_BLOCK_PAGES};
 pub use remove::DyingBlock;
 pub use status::{DriverError, HotplugCounters, HotplugOptions, HotplugPhase, HotplugStatus};
 pub use store::OfflineBits;
-pub use wire::RegionError;
+pub use wire::{RegionError, region_of};
 
 pub(crate) use census::check as census_check;
 pub(crate) use turn::TurnFlag;

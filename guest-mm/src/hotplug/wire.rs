@@ -7,6 +7,7 @@ use abi::mem::{
     CONFIG_USABLE_REGION_SIZE, GUEST_REQUEST_QUEUE, REQUEST_ADDR, REQUEST_BYTES, REQUEST_NB_BLOCKS,
     REQUEST_TYPE, RESPONSE_BYTES, RESPONSE_STATE, RESPONSE_TYPE, request, response, state,
 };
+use abi::virtio::VIRTIO_ID_MEM;
 use abi::{PAGE_SIZE, PageCount, Pfn, PfnRange};
 
 use super::MAX_BLOCK_PAGES;
@@ -67,6 +68,15 @@ pub(super) struct Region {
     pub(super) range: PfnRange,
     /// Pages of a device block: what is plugged and unplugged at once.
     pub(super) unit: PageCount,
+}
+
+/// Where the memory device in `bus` has memory, for what must be as large before there is
+/// a driver; `None`: it is no memory device, or says nothing that makes sense.
+///
+/// Writes nothing.
+pub fn region_of<B: MmioBus>(bus: B) -> Option<PfnRange> {
+    let device = MmioDevice::probe(bus).ok()?.expect_id(VIRTIO_ID_MEM).ok()?;
+    Region::read(&device).ok().map(|region| region.range)
 }
 
 /// What a device wants, in pages.

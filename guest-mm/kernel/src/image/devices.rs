@@ -5,6 +5,7 @@
 use core::error::Error;
 use core::fmt;
 
+use abi::PfnRange;
 use abi::virtio::{VIRTIO_ID_BALLOON, VIRTIO_ID_CONSOLE, VIRTIO_ID_MEM, VIRTIO_ID_RNG};
 use guest_kernel::cmdline::Options;
 use guest_kernel::layout::FIRST_VECTOR;
@@ -161,12 +162,23 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Maps a window and identifies the device in it; `None`, and why, if there is none that we can drive.
-fn look_into(window: &MmioWindow, ram: &RamMap) -> Option<(Window, u32)> {
+/// Where memory can be plugged, before any driver starts. What is wrong with a window is said by who looks for drivers.
+pub(super) fn hotplug_region(cmdline: &str, ram: &RamMap) -> Option<PfnRange> {
+    let windows = discovery::windows(cmdline).filter_map(Result::ok);
+    windows.filter_map(|window| map(&window, ram)).find_map(hotplug::region_of)
+}
+
+/// Maps a window; `None` if it is in RAM or out of reach.
+fn map(window: &MmioWindow, ram: &RamMap) -> Option<Window> {
     let pages = outer_pages(window.base, window.bytes);
     let in_ram = pages
         .is_some_and(|pages| ram.ranges().iter().any(|range| range.intersection(pages).is_some()));
-    let Some(bus) = (!in_ram).then(|| Window::map(window)).flatten() else {
+    (!in_ram).then(|| Window::map(window)).flatten()
+}
+
+/// Maps a window and identifies the device in it; `None`, and why, if there is none that we can drive.
+fn look_into(window: &MmioWindow, ram: &RamMap) -> Option<(Window, u32)> {
+    let Some(bus) = map(window, ram) else {
         warning!("device window at {:#x} is in RAM or out of reach", window.base);
         return None;
     };

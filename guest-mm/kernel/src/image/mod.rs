@@ -37,7 +37,7 @@ use guest_mm::store::{BitmapStore, PfnStore, XArrayStore};
 
 use boot::Boot;
 use kernel::Kernel;
-use log::debug;
+use log::{debug, warning};
 use platform::Machine;
 use shared_balloon::SharedBalloon;
 
@@ -53,7 +53,7 @@ extern "C" fn kernel_main(start_info_gpa: u64) -> ! {
         .unwrap_or_else(|| unreachable!("0 is below any limit"));
     let bitmap = match boot.options.balloon_store {
         StoreKind::XArray => None,
-        StoreKind::Bitmap => Some(bitmap_words(&mut boot, range)),
+        StoreKind::Bitmap => Some(bitmap(&mut boot, range)),
     };
     let memory = Memory::new(machine, boot.ram.ranges(), boot.reserved())
         .unwrap_or_else(|error| panic!("{error}"));
@@ -64,7 +64,7 @@ extern "C" fn kernel_main(start_info_gpa: u64) -> ! {
     timer::init();
     irq::unmask();
     smp::begin(&base.memory, &boot.ram, &boot.cpus, boot.options.cpus.unwrap_or(CPUS));
-    if let Some(words) = bitmap {
+    if let Some((range, words)) = bitmap {
         let store = BitmapStore::new(&machine, range, words);
         let store = store.unwrap_or_else(|| unreachable!("counted for the same range"));
         let balloon = ManuallyDrop::new(SharedBalloon::new(base.platform()));
@@ -77,19 +77,31 @@ extern "C" fn kernel_main(start_info_gpa: u64) -> ! {
     serve(&boot, &mm, &*store, &balloon)
 }
 
-/// Memory for a bitmap store over `range`.
+/// Memory for a bitmap store over `ram` and over what can be plugged, and the range; over `ram` alone if there is no room for more.
 ///
 /// # Panics
-/// Without room for it.
-fn bitmap_words(boot: &mut Boot, range: PfnRange) -> &'static mut [u64] {
-    let words = BitmapStore::<Machine>::words_for(range).unwrap_or(usize::MAX);
-    let pages = PageCount::new((words as u64).div_ceil(PAGE / 8));
-    let carved = boot
-        .carve(pages)
-        .unwrap_or_else(|| panic!("no room for a bitmap of {} pages", pages.get()));
+/// Without room for that.
+fn bitmap(boot: &mut Boot, ram: PfnRange) -> (PfnRange, &'static mut [u64]) {
+    let region = devices::hotplug_region(boot.cmdline, &boot.ram);
+    let end = region.map(|region| region.end().min(Pfn::containing(DIRECT_MAP_LIMIT)));
+    let all = end.and_then(|end| PfnRange::new(ram.start(), end.max(ram.end())));
+    if let Some(range) = all {
+        if let Some(words) = bitmap_words(boot, range) {
+            return (range, words);
+        }
+        warning!("no room for a bitmap of what can be plugged: it stays out of the balloon");
+    }
+    let words = bitmap_words(boot, ram);
+    (ram, words.unwrap_or_else(|| panic!("no room for a bitmap of {} pages", ram.len().get())))
+}
+
+/// Memory for a bitmap store over `range`, if there is room.
+fn bitmap_words(boot: &mut Boot, range: PfnRange) -> Option<&'static mut [u64]> {
+    let words = BitmapStore::<Machine>::words_for(range)?;
+    let carved = boot.carve(PageCount::new((words as u64).div_ceil(PAGE / 8)))?;
     let start = paging::direct(carved.start().gpa()).cast::<u64>();
     // SAFETY: the range was just taken out of RAM for good; the direct map shows it, page-aligned; any bits are u64s.
-    unsafe { core::slice::from_raw_parts_mut(start, words) }
+    Some(unsafe { core::slice::from_raw_parts_mut(start, words) })
 }
 
 /// Starts the devices, runs what the command line asks for, then serves for ever.

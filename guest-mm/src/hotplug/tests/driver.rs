@@ -9,7 +9,7 @@ use crate::balloon::Wake;
 use crate::buddy::Gfp;
 use crate::hotplug::{
     DriverError, HotplugDriver, HotplugError, HotplugOptions, HotplugPhase, HotplugStatus,
-    RegionError,
+    RegionError, region_of,
 };
 use crate::memdesc::{DriverId, Order};
 use crate::memory::{FrozenFrames, Memory};
@@ -541,6 +541,18 @@ fn senseless_devices_are_refused_at_start_and_keep_no_page() {
         }
         mm.memory().drain();
         assert_eq!(mm.memory().free_pages(), free);
+    });
+}
+
+#[test]
+fn where_memory_can_be_plugged_is_known_before_there_is_a_driver() {
+    with_device(UNIT, |_, device| {
+        assert_eq!(region_of(device), Some(range(2 * SECTION, 3 * SECTION)));
+        device.claimed_unit.set(Some(1));
+        assert_eq!(region_of(device), None, "no sense in it");
+        device.claimed_unit.set(None);
+        device.is_restless.set(true);
+        assert_eq!(region_of(device), None, "never the same");
     });
 }
 
