@@ -17,7 +17,8 @@
 now() { sed 's/\.\([0-9]\).*/\1/; s/^0*\(.\)/\1/' /proc/uptime; }
 while sleep 2; do printf '\005'; done >/dev/ttyS1 &
 echo $! >/run/beat
-failed=0 excuses=${AEROSTAT_LAB_EXCUSES:-0}
+failed=0 excuses=0
+[ -z "${AEROSTAT_LAB_EXCUSE:-}" ] || excuses=${AEROSTAT_LAB_EXCUSES:-0}
 attempt() {
   start=$(now)
   timeout -s KILL "$limit" sh -c "exec $command" </dev/null >/tmp/.output 2>&1

@@ -16,8 +16,8 @@ use system_tests::lab::{
 /// Series of stock kernels to run under.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
 /// What a session bears: several times what it takes on two busy cores, since only a hang of L1 must exceed it. The emulated machine
-/// has stood still for good and delivered an interrupt twice before (docs/lab.md says why); more of either in one session is more than
-/// bad luck.
+/// has stood still for good and delivered an interrupt twice before (docs/lab.md says why); a second standstill in one session, or a
+/// third such interrupt in one boot, is more than bad luck.
 const PATIENCE: Patience = Patience {
     limit: Duration::from_mins(45),
     silence: Duration::from_mins(3),
